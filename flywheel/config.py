@@ -1,0 +1,393 @@
+"""The experiment file: what it may say, how it is read, and how a mistake in it is explained.
+
+An `Experiment` is one complete, validated description of a run. `load` reads YAML, applies
+``--set`` overrides and reports the first mistakes as one `ConfigError`; `dump` writes the same
+experiment back with every default filled in, which is what a run stores beside its results.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flywheel.errors import ConfigError
+from flywheel.types import Json
+
+SERVABLE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""LoRA ranks vLLM has kernels for."""
+
+
+class _Model(BaseModel):
+    """Unknown keys are mistakes; a loaded experiment never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class TokenPrice(_Model):
+    """Dollars per million tokens, as endpoints bill."""
+
+    input_per_million: Annotated[float, Field(ge=0)]
+    output_per_million: Annotated[float, Field(ge=0)]
+
+
+class ModelConfig(_Model):
+    """A model that answers: weights served here by vLLM, or an endpoint served elsewhere."""
+
+    model: str
+    """Hub id (``HuggingFaceTB/SmolLM2-135M-Instruct``), local folder, or the endpoint's name."""
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server (a NIM too), ending before ``/chat/completions``."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the endpoint's key; never the key itself."""
+    price: TokenPrice | None = None
+    """What an endpoint bills."""
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Dollars per hour of the machine that serves the weights here."""
+    engine: Json = Field(default_factory=dict)
+    """vLLM engine arguments, passed through (``max_model_len``, ``dtype``, ...)."""
+    tool_parser: str = "hermes"
+    """vLLM's parser for this model family's tool calls."""
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    """Ray CPUs one engine holds; default: 1 beside a GPU, else a node's cores less one half."""
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs one engine holds; default: 1 where the cluster has any, else 0."""
+    accelerator: str | None = None
+    """Ray accelerator type to insist on, e.g. ``L4``."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Requests in flight."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds one request may take."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ModelConfig:
+        if self.endpoint is None and (self.api_key_env or self.price):
+            raise ValueError("api_key_env and price belong to an endpoint; name its URL too")
+        if self.endpoint is not None and not re.match(r"https?://", self.endpoint):
+            raise ValueError(f"endpoint {self.endpoint!r} must start with http:// or https://")
+        if self.endpoint is not None and (self.price_per_hour is not None or self.engine):
+            raise ValueError("price_per_hour and engine belong to weights served here")
+        if self.engine.get("trust_remote_code"):
+            raise ValueError("trust_remote_code stays off: model repositories run no code here")
+        return self
+
+    @property
+    def remote(self) -> bool:
+        """True for an endpoint served elsewhere."""
+        return self.endpoint is not None
+
+
+class CandidateConfig(ModelConfig):
+    """A model that might replace production."""
+
+    name: str = ""
+    """How tables call it; default: the last part of ``model``."""
+    methods: list[Literal["base", "icl", "lora"]] | None = None
+    """Which of the experiment's methods to try; default: all it can do."""
+
+    @model_validator(mode="after")
+    def _no_remote_training(self) -> CandidateConfig:
+        if self.remote and "lora" in (self.methods or []):
+            raise ValueError("lora needs weights; an endpoint can be tried with base and icl")
+        return self
+
+    @property
+    def title(self) -> str:
+        """Name shown to people."""
+        return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+class DatasetConfig(_Model):
+    """How records become eval, train and val. Names are those of NVIDIA's blueprint."""
+
+    eval_size: Annotated[int, Field(ge=1)] = 100
+    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of what is not eval that becomes val."""
+    min_total_records: Annotated[int, Field(ge=1)] = 50
+    """Fewer curated records than this is an error."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Keep at most this many records (chosen by keyed hash, not by position)."""
+    random_seed: int = 0
+    masking: bool = True
+    """Mask personal data before anything is written or sent."""
+    label_limit: Annotated[int, Field(ge=0)] = 100
+    """Text answers count as classes when a workload has at most this many distinct ones."""
+
+
+class BaseConfig(_Model):
+    """Replay production's prompt unchanged."""
+
+
+class IclConfig(_Model):
+    """Few-shot prompting. A list is a grid: one trial per value."""
+
+    examples: Annotated[int, Field(ge=1, le=64)] | list[Annotated[int, Field(ge=1, le=64)]] = 3
+    embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Examples are the training records whose queries lie nearest by this model's cosine."""
+
+
+Rank = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class LoraConfig(_Model):
+    """LoRA fine-tuning (Hu et al., 2021, arXiv:2106.09685). A list is a grid."""
+
+    rank: Rank | list[Rank] = 16
+    alpha_ratio: Positive | list[Positive] = 2.0
+    """alpha = alpha_ratio x rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    learning_rate: Positive | list[Positive] = 1e-3
+    epochs: Positive | list[Positive] = 2.0
+    max_train_records: Annotated[int, Field(ge=1)] | None = None
+    """Train on at most this many records."""
+    batch_records: Annotated[int, Field(ge=1)] = 16
+    """Training examples per optimiser step."""
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Longer training examples are left out and counted."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _servable(self) -> LoraConfig:
+        for rank in as_list(self.rank):
+            if rank not in SERVABLE_RANKS:
+                allowed = ", ".join(map(str, SERVABLE_RANKS))
+                raise ValueError(f"rank {rank} cannot be served by vLLM; allowed: {allowed}")
+        return self
+
+
+class MethodsConfig(_Model):
+    """Which methods to try; leave one out to skip it."""
+
+    base: BaseConfig | None = None
+    icl: IclConfig | None = None
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _any(self) -> MethodsConfig:
+        if not (self.base or self.icl or self.lora):
+            raise ValueError("name at least one method: base, icl or lora")
+        return self
+
+
+class JudgeConfig(ModelConfig):
+    """The LLM judge. It is never a model under test."""
+
+    model: str = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Area under the ROC curve its calibration must reach before its scores count."""
+    calibration_pairs: Annotated[int, Field(ge=5)] = 40
+    """Reference answers judged against themselves, and as many against shuffled ones."""
+
+
+class SamplingConfig(_Model):
+    """What replaces the logged sampling parameters, so that trials compare."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Cap on answer tokens; default: what the record's request logged."""
+
+
+class RankingConfig(_Model):
+    """What a leaderboard ranks by."""
+
+    metric: str | None = None
+    """Default: ``function_name_and_args_accuracy`` for tool workloads, ``similarity`` for text
+    (``exact_match`` where the judge is not trusted or there is none)."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """A trial is promising when the metric's value reaches this."""
+
+
+class ProductionConfig(_Model):
+    """What production costs today."""
+
+    price: TokenPrice | None = None
+
+
+class TrackingConfig(_Model):
+    """Where MLflow records the run."""
+
+    uri: str | None = None
+    """Default: an SQLite file ``mlflow.db`` in the storage folder."""
+    experiment: str = "flywheel"
+
+
+class Experiment(_Model):
+    """One complete run: logs, dataset rule, trials, judge, ranking."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    logs: str
+    """Log store: a file, folder, glob or fsspec URL of JSON Lines."""
+    workload: str
+    """The ``workload_id`` to evaluate."""
+    client: str | None = None
+    """Only this ``client_id``; default: all."""
+    storage: str = "runs"
+    """Folder or fsspec URL that every node of the cluster reaches."""
+    seed: int = 0
+    """Seeds training; the split has its own ``dataset.random_seed``."""
+    dataset: DatasetConfig = DatasetConfig()
+    candidates: Annotated[list[CandidateConfig], Field(min_length=1)]
+    methods: MethodsConfig
+    sampling: SamplingConfig = SamplingConfig()
+    judge: JudgeConfig | None = JudgeConfig()
+    """``null`` for none."""
+    ranking: RankingConfig = RankingConfig()
+    production: ProductionConfig = ProductionConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        titles = [candidate.title for candidate in self.candidates]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"two candidates are called {title!r}; give each a name")
+        if self.judge is not None:
+            for candidate in self.candidates:
+                same_place = candidate.endpoint == self.judge.endpoint
+                if candidate.model == self.judge.model and same_place:
+                    raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
+        return self
+
+
+def as_list(value: Any) -> list[Any]:
+    """A grid's values: a list as it is, anything else as its only element."""
+    return list(value) if isinstance(value, list) else [value]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: A YAML file.
+        overrides: ``key=value`` with a dotted key and a YAML value: ``methods.lora.rank=[8,16]``.
+
+    Raises:
+        ConfigError: The file cannot be read or a field is wrong.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {_one_line(error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping of fields, not {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return validate(data, str(path))
+
+
+def validate(data: Json, source: str) -> Experiment:
+    """Check a parsed experiment; ``source`` names it in errors.
+
+    Raises:
+        ConfigError: A field is wrong, missing or unknown.
+    """
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(source, problem) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def dump(experiment: Experiment) -> str:
+    """The complete experiment as YAML, defaults filled in."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def secret(name: str | None) -> str:
+    """Read a key from the environment by name.
+
+    Raises:
+        ConfigError: The variable is not set.
+    """
+    if name is None:
+        return "none"
+    value = os.environ.get(name, "")
+    if not value:
+        raise ConfigError(f"api_key_env: the environment variable {name} is not set")
+    return value
+
+
+def _apply(data: Json, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: must look like key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {_one_line(error)}") from None
+    *parents, last = key.split(".")
+    place: Any = data
+    for depth, part in enumerate(parents):
+        if isinstance(place, list):
+            place = place[_index(place, part, override)]
+            continue
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict | list):
+            where = ".".join(parents[: depth + 1])
+            raise ConfigError(f"--set {override}: {where} is {place!r}, which has no fields")
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        allowed = f"0 to {len(items) - 1}" if items else "nothing: the list is empty"
+        raise ConfigError(f"--set {override}: {part!r} is no position; allowed: {allowed}")
+    return int(part)
+
+
+def _explain(source: str, problem: Any) -> str:
+    parts = [p for p in problem["loc"] if not (isinstance(p, str) and "[" in p)]
+    where = ".".join(map(str, parts)) or "experiment"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: {where}: unknown field; allowed: {', '.join(_fields_at(parts[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{source}: {where}: is required and missing"
+    value = problem["input"]
+    shown = "" if isinstance(value, dict) else f" (got {_shorten(repr(value))})"
+    return f"{source}: {where}: {message}{shown}"
+
+
+def _fields_at(path: Sequence[Any]) -> list[str]:
+    schema = Experiment.model_json_schema()
+    place: Json = schema
+    for part in path:
+        options = [place] if isinstance(part, int) else [place.get("properties", {}).get(part, {})]
+        if isinstance(part, int):
+            options = [place.get("items", {})]
+        option = options[0]
+        for choice in option.get("anyOf", [option]):
+            if "$ref" in choice or "items" in choice:
+                option = choice
+        if "$ref" in option:
+            option = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+        place = option
+    return sorted(place.get("properties", {}))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _shorten(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,276 @@
+"""The frozen data types that flow through the program, and how each is named by its content.
+
+A log line becomes a `Record` or a `Rejection`; records become a dataset (described by its
+manifest); a `Trial` answers the dataset's eval records with `Completion`s; metrics turn those into
+`Score`s; their means are `Estimate`s inside a `TrialResult`. This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Json = dict[str, Any]
+"""A JSON object as Python sees it."""
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise to the one JSON text that equal values share: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(value: Any, length: int = 16) -> str:
+    """Name a JSON value by its content: the first ``length`` hex digits of its SHA-256."""
+    data = canonical_json(value).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(data).hexdigest()[:length]
+
+
+class Reason(StrEnum):
+    """Why a log line did not become a `Record`. The list is fixed: reports count by it."""
+
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_WORKLOAD_ID = "missing_workload_id"
+    MISSING_CLIENT_ID = "missing_client_id"
+    BAD_TIMESTAMP = "bad_timestamp"
+    MISSING_REQUEST = "missing_request"
+    EMPTY_MESSAGES = "empty_messages"
+    BAD_MESSAGE = "bad_message"
+    UNKNOWN_ROLE = "unknown_role"
+    BAD_TOOLS = "bad_tools"
+    MISSING_RESPONSE = "missing_response"
+    EMPTY_CHOICES = "empty_choices"
+    NO_ANSWER = "no_answer"
+    BAD_TOOL_CALL = "bad_tool_call"
+    TOOL_ARGUMENTS_NOT_JSON = "tool_arguments_not_json"
+    UNFINISHED_ANSWER = "unfinished_answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One logged production call, validated and masked.
+
+    ``request`` and ``response`` are OpenAI chat objects. Tool-call arguments stay JSON strings, as
+    logged, in canonical form.
+    """
+
+    timestamp: float
+    """Seconds since the epoch."""
+    workload_id: str
+    client_id: str
+    request: Json
+    response: Json
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            body = [self.timestamp, self.workload_id, self.client_id, self.request, self.response]
+            object.__setattr__(self, "id", content_hash(body))
+
+    @property
+    def messages(self) -> list[Json]:
+        """The conversation that production's model saw."""
+        messages: list[Json] = self.request["messages"]
+        return messages
+
+    @property
+    def tools(self) -> list[Json]:
+        """The tools production's model could call; empty when there were none."""
+        return self.request.get("tools") or []
+
+    @property
+    def answer(self) -> Json:
+        """Production's answer: the message of the first choice."""
+        message: Json = self.response["choices"][0]["message"]
+        return message
+
+    @property
+    def usage(self) -> Json:
+        """Production's logged token usage; empty where it was not logged."""
+        return self.response.get("usage") or {}
+
+    def to_row(self) -> Json:
+        """Flatten to a Parquet row; nested objects travel as JSON text (Arrow needs one shape)."""
+        return {
+            "id": self.id,
+            "timestamp": self.timestamp,
+            "workload_id": self.workload_id,
+            "client_id": self.client_id,
+            "request": canonical_json(self.request),
+            "response": canonical_json(self.response),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Record:
+        """Inverse of `to_row`; further columns are ignored."""
+        return cls(
+            timestamp=row["timestamp"],
+            workload_id=row["workload_id"],
+            client_id=row["client_id"],
+            request=json.loads(row["request"]),
+            response=json.loads(row["response"]),
+            id=row["id"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A log line that did not become a `Record`: where it stood and why."""
+
+    source: str
+    """File or index it was read from."""
+    position: int
+    """Line number in that source, from 1."""
+    reason: Reason
+    detail: str
+    """One sentence about this line, masked and at most 200 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a trial's model answered for one eval record, or the error that stands for it."""
+
+    record_id: str
+    message: Json | None = None
+    """The assistant message in OpenAI form; ``None`` exactly when ``error`` is set."""
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_s: float = 0.0
+    """Seconds from sending the request to its last byte, retries excluded."""
+    error: str = ""
+    """Why there is no answer, in one sentence."""
+
+
+class ScoreStatus(StrEnum):
+    """A score is a value, or says why there is none. None of these is ever counted as zero."""
+
+    SCORED = "scored"
+    UNSCORED = "unscored"
+    """The model answered, but the metric could not judge it."""
+    FAILED = "failed"
+    """The model gave no answer to judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric of one completion."""
+
+    record_id: str
+    metric: str
+    value: float | None
+    """In 0..1; ``None`` unless ``status`` is ``scored``."""
+    status: ScoreStatus = ScoreStatus.SCORED
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval and what it was computed from."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """All records asked: scored + unscored + failed."""
+    unscored: int = 0
+    failed: int = 0
+
+    @property
+    def scored(self) -> int:
+        """How many records the mean rests on."""
+        return self.n - self.unscored - self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How fast a trial answered, at the concurrency it was measured at."""
+
+    p50_s: float
+    p95_s: float
+    output_tokens_per_second: float
+    """Over all requests together: output tokens divided by wall-clock seconds."""
+    requests_per_second: float
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Dollars per 1,000 requests, and how the figure came about."""
+
+    per_1k_requests: float | None
+    """``None`` where the experiment file gives no price."""
+    basis: str
+    """``tokens``, ``machine`` or ``no price``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Candidate x method x parameters x dataset x seed: what is compared. Frozen and picklable."""
+
+    candidate: str
+    """The candidate's name in the experiment."""
+    model: str
+    """Model id: weights served here, or the name the remote endpoint knows."""
+    method: str
+    """``base``, ``icl`` or ``lora``."""
+    parameters: Json
+    dataset: str
+    """Fingerprint of the dataset."""
+    seed: int
+    settings: Json = field(default_factory=dict)
+    """What else decides the answers: engine options, sampling, endpoint URL."""
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that decides this trial's outcome."""
+        return content_hash(asdict(self))
+
+    @property
+    def label(self) -> str:
+        """A short name for people: model, method, and the parameters that were chosen."""
+        chosen = " ".join(f"{k}={v}" for k, v in sorted(self.parameters.items()))
+        return " · ".join(part for part in (self.candidate, self.method, chosen) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """How a trial ended. A failed trial is a result with a reason."""
+
+    trial: Trial
+    status: str
+    """``succeeded`` or ``failed``."""
+    error: str = ""
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    latency: Latency | None = None
+    cost: Cost | None = None
+    training: Json = field(default_factory=dict)
+    """Loss per step, rows, tokens and seconds; empty for methods that do not train."""
+    provenance: Json = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The trial's key."""
+        return self.trial.key
+
+    def to_json(self) -> Json:
+        """The content of ``result.json``."""
+        return {"key": self.key, "label": self.trial.label, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Json) -> TrialResult:
+        """Inverse of `to_json`."""
+        return cls(
+            trial=Trial(**data["trial"]),
+            status=data["status"],
+            error=data["error"],
+            metrics={name: Estimate(**m) for name, m in data["metrics"].items()},
+            latency=Latency(**data["latency"]) if data["latency"] else None,
+            cost=Cost(**data["cost"]) if data["cost"] else None,
+            training=data["training"],
+            provenance=data["provenance"],
+        )
