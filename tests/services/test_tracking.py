@@ -1,0 +1,174 @@
+"""MLflow as it really is: its own SQLite store, and its own server read over REST."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from sample_run import FINGERPRINT, MANIFEST, a_sample_run, an_experiment
+
+from flywheel.errors import ConfigError
+from flywheel.storage import Storage
+from flywheel.tracking import Tracker
+
+pytestmark = [pytest.mark.services, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+SAMPLE = a_sample_run()
+ACCURACY = "function_name_and_args_accuracy"
+
+
+def record_run(tracker: Tracker, adapter: Path | None = None) -> None:
+    tracker.start(MANIFEST)
+    for result in SAMPLE.results:
+        scores = SAMPLE.scores.get(result.key, [])
+        completions = SAMPLE.completions.get(result.key, [])
+        tracker.log_trial(result, completions, scores, adapter)
+    tracker.finish(SAMPLE.board, "<!doctype html><title>report</title>", "succeeded")
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path, free_port):
+    """A real MLflow server on the store that a tracker writes by default."""
+    url, folder = f"http://127.0.0.1:{free_port}", tmp_path / "store"
+    folder.mkdir()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(free_port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "served")]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(url, process)
+        yield url, folder
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_for(url, process):
+    for _ in range(240):
+        assert process.poll() is None, "the MLflow server ended by itself"
+        try:
+            if httpx.get(f"{url}/health", timeout=1).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    pytest.fail("the MLflow server did not start within two minutes")
+
+
+def runs_at(uri):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    home = client.get_experiment_by_name("flywheel").experiment_id
+    runs = client.search_runs([home])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    return client, parents, [run for run in runs if run not in parents]
+
+
+def test_a_server_lists_parent_and_children_with_metrics(server):
+    url, folder = server
+    tracker = Tracker(an_experiment(), "demo-1", Storage(str(folder)))
+    record_run(tracker)
+    assert tracker.warnings == []
+    found = httpx.post(f"{url}/api/2.0/mlflow/experiments/search", json={"max_results": 10}).json()[
+        "experiments"
+    ]
+    home = next(e["experiment_id"] for e in found if e["name"] == "flywheel")
+    runs = httpx.post(
+        f"{url}/api/2.0/mlflow/runs/search", json={"experiment_ids": [home]}, timeout=30
+    ).json()["runs"]
+    by_name = {run["info"]["run_name"]: run for run in runs}
+    assert set(by_name) == {"demo-1", *(r.trial.label for r in SAMPLE.results)}
+    for result in SAMPLE.results[:4]:
+        run = by_name[result.trial.label]
+        metrics = {m["key"]: m["value"] for m in run["data"]["metrics"]}
+        assert metrics[ACCURACY] == pytest.approx(result.metrics[ACCURACY].value)
+        assert metrics[f"{ACCURACY}_n"] == 100
+        assert {f"{ACCURACY}_low", "latency_p95_s", "cost_per_1k_requests"} <= metrics.keys()
+        assert run["inputs"]["dataset_inputs"][0]["dataset"]["digest"] == FINGERPRINT
+    assert by_name[SAMPLE.results[-1].trial.label]["info"]["status"] == "FAILED"
+
+
+def test_a_run_leaves_its_parts_as_artifacts(tmp_path, adapter):
+    tracker = Tracker(an_experiment(), "demo-1", Storage(str(tmp_path / "runs")))
+    record_run(tracker, adapter)
+    assert tracker.warnings == []
+    client, (parent,), children = runs_at(tracker.uri)
+    assert parent.info.status == "FINISHED"
+    names = {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert names == {"experiment.yaml", "leaderboard.json", "manifest.json", "report.html"}
+    best = next(c for c in children if c.info.run_name == SAMPLE.results[2].trial.label)
+    names = {f.path for f in client.list_artifacts(best.info.run_id)}
+    assert names == {"adapter", "completions.json", "result.json"}
+    assert best.data.params["rank"] == "16"
+    losses = client.get_metric_history(best.info.run_id, "train_loss")
+    assert [m.value for m in losses] == [2.1, 1.2, 0.4]
+    table = json.loads(
+        Path(client.download_artifacts(best.info.run_id, "completions.json")).read_text()
+    )
+    assert len(table["data"]) == 100
+    assert ACCURACY in table["columns"]
+
+
+def test_a_resumed_run_repeats_nothing(tmp_path):
+    storage = Storage(str(tmp_path / "runs"))
+    for _ in range(2):
+        tracker = Tracker(an_experiment(), "demo-1", storage)
+        record_run(tracker)
+        assert tracker.warnings == []
+    _, parents, children = runs_at(tracker.uri)
+    assert len(parents) == 1
+    assert len(children) == len(SAMPLE.results)
+
+
+def test_a_trial_that_failed_before_is_recorded_anew(tmp_path):
+    storage = Storage(str(tmp_path / "runs"))
+    good = SAMPLE.results[0]
+    for result in (dataclasses.replace(good, status="failed", error="lost", metrics={}), good):
+        tracker = Tracker(an_experiment(), "demo-1", storage)
+        tracker.start(MANIFEST)
+        tracker.log_trial(result, [], [])
+        assert tracker.warnings == []
+    _, _, (child,) = runs_at(tracker.uri)
+    assert child.info.status == "FINISHED"
+    assert child.data.tags.get("mlflow.note.content", "") == ""
+    assert ACCURACY in child.data.metrics
+
+
+def test_an_outage_is_a_warning_and_the_run_goes_on(tmp_path, free_port):
+    experiment = an_experiment(tracking={"uri": f"http://127.0.0.1:{free_port}"})
+    tracker = Tracker(experiment, "demo-1", Storage(str(tmp_path)))
+    began = time.monotonic()
+    record_run(tracker)
+    assert time.monotonic() - began < 20
+    assert len(tracker.warnings) == len(SAMPLE.results) + 2
+    assert f"127.0.0.1:{free_port}" in tracker.warnings[0]
+
+
+def test_remote_storage_needs_a_tracking_server():
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        Tracker(an_experiment(), "demo-1", Storage("memory://bucket/runs"))
