@@ -84,7 +84,7 @@ def version(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where converted copies are kept: ``$FLYWHEEL_CACHE/models``, default ``~/.cache/flywheel``."""
+    """Where packaged copies are kept: below ``$FLYWHEEL_CACHE``, else ``~/.cache/flywheel``."""
     root = os.environ.get("FLYWHEEL_CACHE") or "~/.cache/flywheel"
     return Path(root).expanduser().resolve() / "models"
 

