@@ -107,7 +107,10 @@ class DatasetConfig(_Model):
 
     eval_size: Annotated[int, Field(ge=1)] = 100
     val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of what is not eval that becomes val."""
+    """Share of what may be trained on that becomes val."""
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the requests that may ever be eval, decided by hash alone: what ``eval_size`` leaves
+    over there is never trained on, so more logs never move a request from eval into train."""
     min_total_records: Annotated[int, Field(ge=1)] = 50
     """Fewer curated records than this is an error."""
     limit: Annotated[int, Field(ge=1)] | None = None
