@@ -144,12 +144,14 @@ def choose_metric(
 def table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of text, production's last; the same in every medium."""
     metrics = _metrics(board)
-    columns = ["#", "trial", *(_title(board, m) for m in metrics), "n", "difference to best"]
-    columns += ["p50 / p95 s", "tokens/s", "$ per 1k", "verdict"]
+    main, *others = [_title(board, name) for name in metrics]
+    columns = ["#", "trial", main, "n", "$ per 1k", "verdict", "difference to best"]
+    columns += [*others, "p50 / p95 s", "tokens/s"]
     rows = [_cells(board, row, metrics) for row in board.rows]
     if board.production is not None:
-        blanks = [NONE] * (len(columns) - 4)
-        rows.append(["", "production", *blanks, _dollars(board.production), "as logged"])
+        blanks = [NONE] * (len(columns) - 6)
+        cells = ["", "production", NONE, NONE, _dollars(board.production), "as logged", *blanks]
+        rows.append(cells)
     return columns, rows
 
 
@@ -179,7 +181,7 @@ def verdict(board: Leaderboard) -> str:
     if not board.promising:
         return f"{head} No trial reaches the threshold of {board.threshold:g}."
     count = f"{len(board.promising)} of {len(board.rows)} trials"
-    return f"{head} {count} reach the threshold of {board.threshold:g} and await a human's review."
+    return f"{head} The threshold of {board.threshold:g} is reached by {count}; people decide."
 
 
 def interval(figure: Estimate) -> str:
@@ -252,18 +254,19 @@ def _title(board: Leaderboard, metric: str) -> str:
 def _cells(board: Leaderboard, row: Row, metrics: Sequence[str]) -> list[str]:
     result = row.result
     main = result.metrics.get(board.metric)
-    figures = [_figure(result.metrics.get(name), main) for name in metrics]
+    figure, *others = [_figure(result.metrics.get(name), main) for name in metrics]
     latency = result.latency
     return [
         str(row.rank or NONE),
         result.trial.label,
-        *figures,
+        figure,
         _count(main),
-        _difference(row.difference),
-        f"{latency.p50_s:.2f} / {latency.p95_s:.2f}" if latency else NONE,
-        f"{latency.output_tokens_per_second:.0f}" if latency else NONE,
         _dollars(result.cost),
         _place(row),
+        _difference(row.difference),
+        *others,
+        f"{latency.p50_s:.2f} / {latency.p95_s:.2f}" if latency else NONE,
+        f"{latency.output_tokens_per_second:.0f}" if latency else NONE,
     ]
 
 

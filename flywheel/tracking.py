@@ -159,7 +159,7 @@ class Tracker:
         self._log_dataset(run_id)
 
     def _log_dataset(self, run_id: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag  # noqa: PLC0415
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
         fingerprint = str(self._manifest.get("fingerprint", ""))
         kind = "local" if self._storage.local else self._storage.url.split(":", 1)[0]
@@ -210,7 +210,7 @@ def _check_health(uri: str) -> None:
 def _client(uri: str) -> Any:
     """A client of our own; usage statistics are not sent unless the user asks for them."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient  # noqa: PLC0415
+    from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
 
@@ -246,13 +246,13 @@ def _params(result: TrialResult) -> list[Any]:
 
 
 def _as_params(values: Json) -> list[Any]:
-    from mlflow.entities import Param  # noqa: PLC0415
+    from mlflow.entities import Param
 
     return [Param(name, str(value)[:VALUE_LIMIT]) for name, value in values.items()]
 
 
 def _metrics(result: TrialResult) -> list[Any]:
-    from mlflow.entities import Metric  # noqa: PLC0415
+    from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     values = {**_figures(result), **_numbers(result.training, "train_")}

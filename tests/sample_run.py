@@ -42,7 +42,7 @@ CALIBRATION: Json = {
 MANIFEST: Json = {
     "fingerprint": FINGERPRINT,
     "lines": 3_000,
-    "records": 2_890,
+    "records": 1_080,
     "rejected": {"not_json": 40, "empty_choices": 30, "tool_arguments_not_json": 40},
     "other_workloads": 1_810,
     "masked": {"email": 61, "phone": 22, "card": 9},
@@ -50,10 +50,11 @@ MANIFEST: Json = {
     "splits": {"eval": 100, "train": 741, "val": 82},
     "unused": 62,
     "class_mix": {"eval": {"get_weather": 50, "track_order": 50}},
-    "leak_check": {"shared_groups": 0, "ok": True},
-    "time_range": {"first": 1767229480, "last": 1769821480},
+    "leak_check": {"exact": {"eval-train": 0}, "normalised": {"eval-train": 0}},
+    "time_range": [1767229480.0, 1769821480.0],
+    "over_limit": 0,
     "code_version": "0.1.0+g1a2b3c4",
-    "usage": {"prompt_tokens": 420_000, "completion_tokens": 31_000, "requests": 1_080},
+    "production": {"prompt_tokens": 420_000, "completion_tokens": 31_000, "requests": 1_080},
 }
 
 
@@ -98,13 +99,16 @@ def an_experiment(**changes: Any) -> Experiment:
 
 
 def a_sample_run(queries: Sequence[str] = (), threshold: float = 0.8, n: int = 100) -> SampleRun:
-    """Build the run; ``queries`` replace the first records' queries."""
+    """Build the run; ``queries`` replace the first records' queries, which nobody gets right."""
     rng = random.Random(7)
     records = [_record(i, queries[i] if i < len(queries) else None) for i in range(n)]
     completions, scores, results = {}, {}, []
     for method, parameters, share, dollars in TRIALS:
         trial = Trial("SmolLM2", str(CANDIDATE["model"]), method, parameters, FINGERPRINT, 0)
-        completions[trial.key] = [_completion(r, share, rng) for r in records]
+        shares = [0.0] * len(queries) + [share] * n
+        completions[trial.key] = [
+            _completion(r, s, rng) for r, s in zip(records, shares, strict=False)
+        ]
         scores[trial.key] = [
             score
             for r, c in zip(records, completions[trial.key], strict=True)
@@ -135,7 +139,7 @@ def _completion(r: Record, share: float, rng: random.Random) -> Completion:
     draw = rng.random()
     wrong = message(call("track_order", '{"order": "A-17"}'))
     near = message(call("get_weather", '{"city": "somewhere"}'))
-    answer = r.answer if draw < share else near if draw < (1 + share) / 2 else wrong
+    answer = r.answer if draw < share else near if 0 < draw - share < 0.1 else wrong
     if draw > 0.99:
         return Completion(r.id, error="the request took longer than 300 s")
     return Completion(r.id, answer, "stop", 320, 24, 0.4 + draw)
