@@ -1,0 +1,42 @@
+# With Python 3.11 to 3.13, make and git: `make demo`, `make test`.
+
+PYTHON ?= python3
+EXTRA ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-fast check format install lock clean
+
+demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
+	test -d data/demo || $(BIN)/flywheel sample-logs data/demo
+	$(BIN)/flywheel run experiments/demo.yaml
+
+test: install  ## Every tier: pure, Ray, services, whole jobs.
+	$(BIN)/python -m pytest
+
+test-fast: install  ## The pure tests: seconds.
+	$(BIN)/python -m pytest -m "not ray and not services and not e2e"
+
+check: install  ## Lint, formatting, types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install:  ## .venv as requirements.lock says; at once if it is. EXTRA=gpu: vLLM with CUDA instead.
+	@$(PYTHON) scripts/bootstrap.py $(if $(EXTRA),--extra $(EXTRA))
+
+lock:  ## Write requirements.lock anew, keeping pins that still fit. UPGRADE=1 drops them.
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check uv
+	build/lock/bin/uv pip compile pyproject.toml --extra cpu --group dev \
+	  --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
+	  --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
+	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu) \
+	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock --quiet
+	rm -rf build/lock
+
+clean:  ## Remove the environment and caches; runs and data stay.
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
