@@ -233,7 +233,7 @@ class Experiment(_Model):
     """The ``workload_id`` to evaluate."""
     client: str | None = None
     """Only this ``client_id``; default: all."""
-    storage: str = "runs"
+    storage: str = "flywheel-data"
     """Folder or fsspec URL that every node of the cluster reaches."""
     seed: int = 0
     """Seeds training; the split has its own ``dataset.random_seed``."""

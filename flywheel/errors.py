@@ -61,7 +61,7 @@ class TrainingError(FlywheelError):
     """A trainer cannot go on: a non-finite loss, no training rows, out of memory."""
 
 
-class Interrupted(FlywheelError):
+class Interrupted(FlywheelError):  # noqa: N818 -- nothing went wrong
     """The user or the system asked to stop; what is finished is on disk."""
 
     exit_code = 130

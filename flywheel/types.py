@@ -94,14 +94,17 @@ class Record:
         return self.response.get("usage") or {}
 
     def to_row(self) -> Json:
-        """Flatten to a Parquet row; nested objects travel as JSON text (Arrow needs one shape)."""
+        """Flatten to a Parquet row; nested objects travel as JSON text (Arrow needs one shape).
+
+        Their keys keep the logged order: a model sees tools and arguments as production's did.
+        """
         return {
             "id": self.id,
             "timestamp": self.timestamp,
             "workload_id": self.workload_id,
             "client_id": self.client_id,
-            "request": canonical_json(self.request),
-            "response": canonical_json(self.response),
+            "request": json.dumps(self.request, ensure_ascii=False),
+            "response": json.dumps(self.response, ensure_ascii=False),
         }
 
     @classmethod
@@ -141,7 +144,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_s: float = 0.0
-    """Seconds from sending the request to its last byte, retries excluded."""
+    """Seconds from sending the request to its last byte, retries included: what a caller waits."""
     error: str = ""
     """Why there is no answer, in one sentence."""
 

@@ -1,0 +1,125 @@
+"""The Ray cluster: joining or starting one, and whether what is asked for fits on it.
+
+A run on one machine starts Ray itself and ends it; a run on a cluster joins it (``--address``,
+``RAY_ADDRESS``, or inside ``ray job submit``) and leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flywheel.config import LoraConfig, ModelConfig
+from flywheel.errors import ClusterError, boundary
+from flywheel.types import Json
+
+_INGRESS = 0.5
+"""Ray CPUs of a node left to HTTP ingress, Tune trials and the like."""
+_MOST_CPUS = 8.0
+"""An engine or trainer without GPU takes no more of a node than this unless told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an engine or a trainer holds while it works."""
+
+    cpus: float
+    gpus: int
+    accelerator: str | None = None
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus} GPU{'s' if self.gpus != 1 else ''}" if self.gpus else ""
+        kind = f" of type {self.accelerator}" if self.accelerator else ""
+        return f"{self.cpus:g} CPUs{gpus}{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The alive nodes' resources, head first, and whether we started it."""
+
+    nodes: list[dict[str, float]]
+    head_ip: str
+    ours: bool
+
+    def engine_needs(self, config: ModelConfig) -> Needs:
+        """What one engine of this model holds."""
+        return self._needs(config.cpus, config.gpus, config.accelerator)
+
+    def trainer_needs(self, config: LoraConfig) -> Needs:
+        """What one trainer holds."""
+        return self._needs(config.cpus, config.gpus, None)
+
+    def require(self, needs: Needs, what: str) -> None:
+        """Check that one node can hold this.
+
+        Raises:
+            ClusterError: None can; says what is needed and what is there.
+        """
+        if not any(_fits(needs, node) for node in self.nodes):
+            raise ClusterError(f"{what} needs {needs} on one node; the cluster has {self}")
+
+    def __str__(self) -> str:
+        return "; ".join(_describe(node) for node in self.nodes) or "no nodes"
+
+    def _needs(self, cpus: float | None, gpus: int | None, accelerator: str | None) -> Needs:
+        some_gpu = any(node.get("GPU", 0) >= 1 for node in self.nodes)
+        if gpus is None:
+            gpus = 1 if some_gpu else 0
+        if cpus is None:
+            largest = max((node.get("CPU", 0) for node in self.nodes), default=0)
+            cpus = float(gpus) if gpus else min(_MOST_CPUS, max(0.5, largest - _INGRESS))
+        return Needs(cpus, gpus, accelerator)
+
+
+@contextmanager
+def connect(address: str | None = None) -> Iterator[Cluster]:
+    """Join the cluster at ``address`` or ``RAY_ADDRESS``, else start Ray on this machine.
+
+    Raises:
+        ClusterError: There is no cluster at the address.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    options: Json = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        cores = max(2, os.cpu_count() or 2)
+        options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+    else:
+        options |= {"address": address}
+    with boundary(ClusterError, f"joining the Ray cluster at {address or 'this machine'}"):
+        ray.init(**options)
+    for name in ("ray", "ray.serve", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield describe(ours=address is None)
+    finally:
+        ray.shutdown()
+
+
+def describe(*, ours: bool) -> Cluster:
+    """The cluster this process is connected to."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    heads = [node for node in nodes if "node:__internal_head__" in node["Resources"]] or nodes
+    nodes.sort(key=lambda node: node is not heads[0])
+    return Cluster([node["Resources"] for node in nodes], heads[0]["NodeManagerAddress"], ours)
+
+
+def _fits(needs: Needs, node: dict[str, float]) -> bool:
+    kind = f"accelerator_type:{needs.accelerator}"
+    return (
+        node.get("CPU", 0) >= needs.cpus
+        and node.get("GPU", 0) >= needs.gpus
+        and (needs.accelerator is None or kind in node)
+    )
+
+
+def _describe(node: dict[str, float]) -> str:
+    kinds = [name.split(":", 1)[1] for name in node if name.startswith("accelerator_type:")]
+    kind = f" ({', '.join(kinds)})" if kinds else ""
+    return f"a node with {node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs{kind}"

@@ -1,0 +1,1 @@
+"""How a candidate is made to answer: as it is, with examples, or after fine-tuning."""

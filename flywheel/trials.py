@@ -1,0 +1,210 @@
+"""One trial, from its spec to scored completions on disk.
+
+A trial has two steps that never hold resources together: `train` (methods with weights to learn)
+and `answer` (ask an endpoint for every eval record, score what programs can score). Each step
+writes its marker file last and does nothing when it is there, so a run that was killed goes on.
+What lies in a trial's folder: ``spec.json``, ``adapter/`` and ``training.json``, ``completions/``
+and ``scores/`` and ``answers.json``, ``failed.json`` where a step failed, ``result.json`` last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flywheel import costs, curation, inference, models, scoring
+from flywheel.config import CandidateConfig, Experiment, LoraConfig, as_list
+from flywheel.errors import FlywheelError
+from flywheel.inference import Ask
+from flywheel.methods import base, icl
+from flywheel.serving import Endpoint
+from flywheel.storage import Storage
+from flywheel.types import Json, Latency, Record, Score, Trial
+
+PROGRAMMATIC = "programmatic.jsonl"
+DEFAULT_MAX_TOKENS = 512
+"""Answer tokens where neither the experiment nor the logged request sets a limit."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a run's trials work: the experiment's storage and the run's id. Picklable."""
+
+    storage: Storage
+    run_id: str
+
+    @property
+    def run(self) -> Storage:
+        """The run's folder."""
+        return self.storage.at("runs", self.run_id)
+
+    @property
+    def trials(self) -> Storage:
+        """The folder of all trials."""
+        return self.run.at("trials")
+
+    def folder(self, trial: Trial) -> Storage:
+        """One trial's folder."""
+        return self.trials.at(trial.key)
+
+    def records(self, trial: Trial, split: str) -> list[Record]:
+        """A split of the trial's dataset."""
+        return curation.load_split(self.storage, trial.dataset, split)
+
+
+def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
+    """All trials of an experiment, in the order of candidates, methods and grids."""
+    trials = []
+    for candidate in experiment.candidates:
+        for method, parameters, settings in _variants(experiment, candidate):
+            trials.append(
+                Trial(
+                    candidate=candidate.title,
+                    model=candidate.model,
+                    method=method,
+                    parameters=parameters,
+                    dataset=fingerprint,
+                    seed=experiment.seed,
+                    settings={**_serving(experiment, candidate), **settings},
+                )
+            )
+    return trials
+
+
+def train(trial: Trial, desk: Desk, progress: Progress) -> None:
+    """Fine-tune the trial's adapter and put it into the run's storage.
+
+    Raises:
+        TrainingError: See `flywheel.methods.lora.train`.
+        ModelNotFoundError: The base model is nowhere to be had.
+    """
+    from flywheel.methods import lora
+
+    folder = desk.folder(trial)
+    if folder.exists("training.json"):
+        return
+    parameters = {**trial.settings["training"], **trial.parameters, "base_model": trial.model}
+    with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
+        summary = lora.train(
+            models.fetch(trial.model),
+            desk.records(trial, "train"),
+            desk.records(trial, "val"),
+            parameters,
+            seed=trial.seed,
+            adapter_folder=Path(temporary),
+            progress=lambda done, total, loss: progress(done, total),
+        )
+        folder.upload(Path(temporary), "adapter")
+    folder.write_json("training.json", summary)
+
+
+def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> None:
+    """Ask for every eval record's answer, score what programs can score, measure latency."""
+    folder = desk.folder(trial)
+    if folder.exists("answers.json"):
+        return
+    records = desk.records(trial, "eval")
+    settings = trial.settings
+    answers = inference.answer_all(
+        endpoint,
+        _asks(trial, desk, records),
+        folder.at("completions"),
+        settings["concurrency"],
+        settings["timeout_s"],
+        progress,
+    )
+    pairs = zip(records, answers.completions, strict=True)
+    scores = [score for record, got in pairs for score in scoring.score(record, got)]
+    folder.at("scores").write_lines(PROGRAMMATIC, [asdict(score) for score in scores])
+    wall = answers.wall_s * len(records) / answers.asked if answers.asked else _serial(answers)
+    latency = costs.latency_of(answers.completions, wall, settings["concurrency"])
+    measured = asdict(latency) if latency else None
+    folder.write_json("answers.json", {"wall_s": wall, "latency": measured})
+
+
+def read_scores(folder: Storage) -> list[Score]:
+    """All scores a trial has so far."""
+    rows = folder.at("scores")
+    return [Score(**row) for name in rows.names(".jsonl") for row in rows.read_lines(name)]
+
+
+def read_latency(folder: Storage) -> tuple[Latency | None, float]:
+    """A trial's latency (none when no request was answered), and the seconds it asked for."""
+    data = folder.read_json("answers.json")
+    return Latency(**data["latency"]) if data["latency"] else None, data["wall_s"]
+
+
+def write_failure(folder: Storage, error: BaseException) -> None:
+    """Leave word of why a trial failed, in one bounded sentence."""
+    kind = "" if isinstance(error, FlywheelError) else f"{type(error).__name__}: "
+    folder.write_json("failed.json", {"error": f"{kind}{error}"[:2000]})
+
+
+def failure(folder: Storage) -> str:
+    """Why a trial failed, or the empty string."""
+    return str(folder.read_json("failed.json")["error"]) if folder.exists("failed.json") else ""
+
+
+def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[str, Json, Json]]:
+    """Method, parameters and settings of each of a candidate's trials."""
+    methods = experiment.methods
+    wanted = candidate.methods or ["base", "icl", "lora"]
+    variants: list[tuple[str, Json, Json]] = []
+    if methods.base and "base" in wanted:
+        variants.append(("base", {}, {}))
+    if methods.icl and "icl" in wanted:
+        settings = {
+            "style": "system" if candidate.remote else "turns",
+            "embedding_model": methods.icl.embedding_model,
+        }
+        variants += [("icl", {"examples": k}, settings) for k in as_list(methods.icl.examples)]
+    if methods.lora and "lora" in wanted and not candidate.remote:
+        variants += [("lora", *_lora_variant(point)) for point in _grid(methods.lora)]
+    return variants
+
+
+def _grid(config: LoraConfig) -> list[Json]:
+    values = config.model_dump(exclude={"cpus", "gpus"})
+    lists = [as_list(value) for value in values.values()]
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*lists)]
+
+
+def _lora_variant(point: Json) -> tuple[Json, Json]:
+    """Rank, rate and epochs tell LoRA trials apart for people; the rest are settings."""
+    names = ("rank", "learning_rate", "epochs")
+    rest = {name: value for name, value in point.items() if name not in names}
+    return {name: point[name] for name in names}, {"training": rest}
+
+
+def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
+    """What decides a candidate's answers besides method and data."""
+    kept = {"endpoint", "engine", "tool_parser", "concurrency", "timeout_s"}
+    return {**candidate.model_dump(include=kept), "sampling": experiment.sampling.model_dump()}
+
+
+def _asks(trial: Trial, desk: Desk, records: Sequence[Record]) -> list[Ask]:
+    if trial.method == "icl":
+        folder = models.fetch(trial.settings["embedding_model"])
+        pool = desk.records(trial, "train")
+        chosen = icl.nearest(records, pool, trial.parameters["examples"], folder)
+        style = trial.settings["style"]
+        bodies = [icl.request(r, e, style) for r, e in zip(records, chosen, strict=True)]
+    else:
+        bodies = [base.request(record) for record in records]
+    sampling = trial.settings["sampling"]
+    return [Ask(r.id, _sampled(b, sampling)) for r, b in zip(records, bodies, strict=True)]
+
+
+def _sampled(body: Json, sampling: Json) -> Json:
+    limit = sampling["max_tokens"] or body.get("max_tokens") or DEFAULT_MAX_TOKENS
+    return {**body, "temperature": sampling["temperature"], "max_tokens": limit}
+
+
+def _serial(answers: inference.Answers) -> float:
+    """Seconds for answers that an earlier, killed session got: no better figure is left."""
+    return sum(completion.latency_s for completion in answers.completions)
