@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import flywheel
+from flywheel.config import load
 
 ROOT = Path(__file__).parents[1]
 CRDS = ROOT.parent / "shared" / "schemas" / "kuberay-1.7"
@@ -76,6 +77,16 @@ def test_the_entrypoint_runs_an_experiment_that_exists(manifest: dict[str, Any])
     command = manifest["spec"]["entrypoint"].split()
     assert command[:4] == ["python", "-m", "flywheel", "run"]
     assert (ROOT / command[4]).is_file()
+
+
+@pytest.mark.parametrize("manifest", KUBERAY, ids=lambda m: m["metadata"]["name"])
+def test_the_storage_of_the_experiment_is_on_the_shared_volume(manifest: dict[str, Any]) -> None:
+    experiment = load(ROOT / manifest["spec"]["entrypoint"].split()[4])
+    for pod in pods(manifest):
+        (container,) = pod["containers"]
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert f"{container['workingDir']}/{experiment.storage}" in mounts
+    assert f"/app/{experiment.storage}" in " ".join(RAY_CLUSTER["docker"]["run_options"])
 
 
 @pytest.mark.parametrize("manifest", KUBERAY, ids=lambda m: m["metadata"]["name"])
