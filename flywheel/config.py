@@ -26,7 +26,9 @@ SERVABLE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class _Model(BaseModel):
     """Unknown keys are mistakes; a loaded experiment never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class TokenPrice(_Model):
@@ -43,7 +45,7 @@ class ModelConfig(_Model):
     """Hub id (``HuggingFaceTB/SmolLM2-135M-Instruct``), local folder, or the endpoint's name."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server (a NIM too), ending before ``/chat/completions``."""
-    api_key_env: str | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the environment variable that holds the endpoint's key; never the key itself."""
     price: TokenPrice | None = None
     """What an endpoint bills."""
@@ -100,6 +102,11 @@ class CandidateConfig(ModelConfig):
     def title(self) -> str:
         """Name shown to people."""
         return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    def can_try(self, method: str) -> bool:
+        """Whether this method is wanted and possible: an endpoint cannot be fine-tuned."""
+        wanted = self.methods is None or method in self.methods
+        return wanted and not (method == "lora" and self.remote)
 
 
 class DatasetConfig(_Model):
@@ -176,9 +183,14 @@ class MethodsConfig(_Model):
 
     @model_validator(mode="after")
     def _any(self) -> MethodsConfig:
-        if not (self.base or self.icl or self.lora):
+        if not self.chosen:
             raise ValueError("name at least one method: base, icl or lora")
         return self
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of the methods to try."""
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
 
 class JudgeConfig(ModelConfig):
@@ -253,12 +265,17 @@ class Experiment(_Model):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two candidates are called {title!r}; give each a name")
-        if self.judge is not None:
-            for candidate in self.candidates:
-                same_place = candidate.endpoint == self.judge.endpoint
-                if candidate.model == self.judge.model and same_place:
-                    raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
+        for candidate in self.candidates:
+            if not any(map(candidate.can_try, self.methods.chosen)):
+                chosen = ", ".join(self.methods.chosen)
+                raise ValueError(f"candidate {candidate.title!r} can do no method of: {chosen}")
+            if self.judge is not None and _place(candidate) == _place(self.judge):
+                raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
         return self
+
+
+def _place(model: ModelConfig) -> tuple[str, str]:
+    return model.model, (model.endpoint or "").rstrip("/")
 
 
 def as_list(value: Any) -> list[Any]:
@@ -319,7 +336,7 @@ def secret(name: str | None) -> str:
     """
     if name is None:
         return "none"
-    value = os.environ.get(name, "")
+    value = os.environ.get(name, "").strip()
     if not value:
         raise ConfigError(f"api_key_env: the environment variable {name} is not set")
     return value
@@ -338,10 +355,10 @@ def _apply(data: Json, override: str) -> None:
     for depth, part in enumerate(parents):
         if isinstance(place, list):
             place = place[_index(place, part, override)]
-            continue
-        if place.get(part) is None:
-            place[part] = {}
-        place = place[part]
+        else:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
         if not isinstance(place, dict | list):
             where = ".".join(parents[: depth + 1])
             raise ConfigError(f"--set {override}: {where} is {place!r}, which has no fields")
@@ -367,7 +384,8 @@ def _explain(source: str, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{source}: {where}: is required and missing"
     value = problem["input"]
-    shown = "" if isinstance(value, dict) else f" (got {_shorten(repr(value))})"
+    hidden = isinstance(value, dict) or parts[-1:] == ["api_key_env"]  # may be the key itself
+    shown = "" if hidden else f" (got {_shorten(repr(value))})"
     return f"{source}: {where}: {message}{shown}"
 
 

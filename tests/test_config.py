@@ -1,0 +1,251 @@
+"""A mistake in an experiment file is one sentence: file, field, value, what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flywheel.config import Experiment, as_list, dump, load, secret, validate
+from flywheel.errors import ConfigError
+from flywheel.types import Json
+
+GOOD: Json = {
+    "name": "t",
+    "logs": "logs",
+    "workload": "w",
+    "candidates": [{"model": "org/m"}],
+    "methods": {"base": {}},
+}
+REMOTE: Json = {"model": "big", "endpoint": "https://api.example/v1"}
+
+
+def changed(**changes: Any) -> Experiment:
+    return validate({**GOOD, **changes}, "x.yaml")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    return path
+
+
+MISTAKES: list[tuple[Json, list[str]]] = [
+    ({"logs": None}, ["logs", "string", "None"]),
+    ({"nmae": "t"}, ["nmae", "unknown field", "allowed", "candidates", "workload"]),
+    ({"name": "../up"}, ["name", "'../up'"]),
+    ({"seed": "many"}, ["seed", "integer", "'many'"]),
+    ({"candidates": []}, ["candidates", "at least 1"]),
+    ({"candidates": [{}]}, ["candidates.0.model", "required"]),
+    ({"candidates": [{"model": "m", "gpu": 1}]}, ["candidates.0.gpu", "unknown", "gpus"]),
+    ({"candidates": [{"model": "m", "concurrency": 0}]}, ["candidates.0.concurrency", "1", "0"]),
+    ({"candidates": [{"model": "m"}, {"model": "x/m"}]}, ["two candidates", "'m'", "name"]),
+    ({"candidates": [{**REMOTE, "endpoint": "api.example"}]}, ["'api.example'", "http://"]),
+    ({"candidates": [{**REMOTE, "engine": {"dtype": "auto"}}]}, ["engine", "served here"]),
+    ({"candidates": [{**REMOTE, "methods": ["lora"]}]}, ["lora needs weights", "base and icl"]),
+    ({"candidates": [{"model": "m", "api_key_env": "K"}]}, ["api_key_env", "endpoint"]),
+    (
+        {"candidates": [{"model": "m", "engine": {"trust_remote_code": True}}]},
+        ["trust_remote_code", "off"],
+    ),
+    ({"candidates": [{"model": "m", "methods": ["sft"]}]}, ["methods.0", "'base'", "'sft'"]),
+    ({"candidates": [{"model": "m", "methods": ["icl"]}]}, ["'m'", "base", "can do no method"]),
+    ({"candidates": [REMOTE], "methods": {"lora": {}}}, ["'big'", "lora", "can do no method"]),
+    ({"methods": {}}, ["methods", "base, icl or lora"]),
+    ({"methods": {"lora": {"rank": 7}}}, ["methods.lora", "rank 7", "8, 16, 32"]),
+    ({"methods": {"lora": {"rank": [8, 24]}}}, ["methods.lora", "rank 24", "8, 16, 32"]),
+    ({"methods": {"lora": {"ranks": 8}}}, ["methods.lora.ranks", "unknown", "rank"]),
+    ({"methods": {"lora": {"learning_rate": -1}}}, ["methods.lora.learning_rate", "-1"]),
+    ({"methods": {"icl": {"examples": 100}}}, ["methods.icl.examples", "64", "100"]),
+    ({"dataset": {"eval_share": 1}}, ["dataset.eval_share", "less than 1"]),
+    ({"sampling": {"temperature": 3}}, ["sampling.temperature", "2", "3"]),
+    ({"ranking": {"threshold": 90}}, ["ranking.threshold", "1", "90"]),
+    ({"ranking": {"threshold": float("nan")}}, ["ranking.threshold", "nan"]),
+    (
+        {"candidates": [{"model": "m", "price_per_hour": float("inf")}]},
+        ["candidates.0.price_per_hour", "finite", "inf"],
+    ),
+    ({"judge": {"model": "org/m"}}, ["judge.model", "'org/m'", "candidate"]),
+    (
+        {
+            "candidates": [REMOTE],
+            "judge": {"model": "big", "endpoint": f"{REMOTE['endpoint']}/"},
+        },
+        ["judge.model", "'big'", "candidate"],
+    ),
+    ({"judge": {"floor": 2}}, ["judge.floor", "1", "2"]),
+    ({"production": {"price": {"input": 1}}}, ["production.price.input", "input_per_million"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), MISTAKES, ids=lambda x: "" if isinstance(x, list) else str(x)
+)
+def test_a_mistake_is_told_with_file_field_value_and_what_is_allowed(
+    change: Json, said: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(**change)
+    text = str(error.value)
+    assert text.startswith("x.yaml: ")
+    assert [part for part in said if part not in text] == []
+    assert "pydantic" not in text
+
+
+def test_all_mistakes_are_told_at_once_each_on_its_line() -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(seed="x", nmae=1, judge={"floor": 2})
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_a_long_value_is_shown_shortened() -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(name="x/" * 1000)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [", "is not valid YAML"),
+        (b"- a", "must be a mapping of fields, not list"),
+        (b"", "must be a mapping of fields, not NoneType"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
+        (b"1: 2", "1: "),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused_by_name(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read \(No such file"):
+        load(tmp_path / "gone.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("seed=7", "seed", 7),
+        ("methods.lora.rank=[8,16]", "methods.lora.rank", [8, 16]),
+        ("methods.lora.learning_rate=1e-3", "methods.lora.learning_rate", 1e-3),
+        ("candidates.0.model=org/n", "candidates.0.model", "org/n"),
+        ("candidates.0.engine.max_model_len=512", "candidates.0.engine.max_model_len", 512),
+        ("candidates.0={model: a, name: b}", "candidates.0.name", "b"),
+        ("judge=null", "judge", None),
+        ("logs=s3://b/x=y", "logs", "s3://b/x=y"),
+        ("dataset.limit=", "dataset.limit", None),
+        ("methods.icl={}", "methods.icl.examples", 3),
+    ],
+)
+def test_set_changes_one_field(file: Path, override: str, path: str, value: Any) -> None:
+    place: Any = load(file, [override]).model_dump()
+    for part in path.split("."):
+        place = place[int(part)] if part.isdigit() else place[part]
+    assert place == value
+
+
+def test_later_overrides_win(file: Path) -> None:
+    assert load(file, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed", "must look like key=value"),
+        ("=1", "must look like key=value"),
+        ("seed=[", "--set seed=["),
+        ("candidates.1.model=x", "'1' is no position; allowed: 0 to 0"),
+        ("candidates.first.model=x", "'first' is no position; allowed: 0 to 0"),
+        ("name.x=1", "name is 't', which has no fields"),
+        ("candidates.0.model.x=1", "candidates.0.model is 'org/m', which has no fields"),
+        ("candidates.0.model.x.y=1", "candidates.0.model is 'org/m', which has no fields"),
+        ("mehtods.lora.rank=8", "mehtods: unknown field"),
+        ("seed=x", "seed: "),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_sentence(file: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(file, [override])
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_override_into_a_list_of_plain_values_is_refused(file: Path) -> None:
+    overrides = ["methods.lora.rank=[8,16]", "methods.lora.rank.0.x=1"]
+    with pytest.raises(ConfigError, match=r"methods\.lora\.rank\.0 is 8, which has no fields"):
+        load(file, overrides)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"judge": None, "methods": {"icl": {"examples": [1, 3]}, "lora": {"rank": [8, 16]}}},
+        {"candidates": [{**REMOTE, "name": "É", "api_key_env": "K", "concurrency": 4}]},
+    ],
+)
+def test_dump_says_everything_and_loads_back_the_same(tmp_path: Path, changes: Json) -> None:
+    experiment = changed(**changes)
+    text = dump(experiment)
+    path = tmp_path / "dumped.yaml"
+    path.write_text(text)
+    assert load(path) == experiment
+    assert dump(load(path)) == text
+    assert yaml.safe_load(text)["dataset"]["eval_size"] == 100
+
+
+def test_the_experiments_of_the_repository_load() -> None:
+    folder = Path(__file__).parents[1] / "experiments"
+    names = [load(path).name for path in sorted(folder.glob("*.yaml"))]
+    assert "demo" in names
+
+
+def test_an_experiment_never_changes() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        changed().seed = 1
+
+
+def test_a_candidate_is_called_by_its_name_or_the_last_part_of_its_model() -> None:
+    assert changed(candidates=[{"model": "a/b/"}]).candidates[0].title == "b"
+    assert changed(candidates=[{"model": "a/b", "name": "c"}]).candidates[0].title == "c"
+
+
+def test_a_grid_is_a_list_or_one_value() -> None:
+    assert as_list([1, 2]) == [1, 2]
+    assert as_list(1) == [1]
+
+
+def test_a_secret_comes_from_the_environment_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_KEY", "sk-1\n")
+    assert secret("SHOP_KEY") == "sk-1"
+    assert secret(None) == "none"
+
+
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_a_missing_secret_is_told_by_its_variables_name(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("SHOP_KEY", value)
+    with pytest.raises(ConfigError, match="environment variable SHOP_KEY is not set"):
+        secret("SHOP_KEY")
+
+
+def test_a_key_written_where_its_variables_name_belongs_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(candidates=[{**REMOTE, "api_key_env": "sk-live/abc 123"}])
+    assert "candidates.0.api_key_env" in str(error.value)
+    assert "sk-live" not in str(error.value)
