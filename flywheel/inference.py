@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
@@ -70,9 +72,11 @@ def answer_all(
 
     progress(len(done), len(asks))
     started = time.monotonic()
-    if missing:
-        asyncio.run(ask_all(endpoint, missing, concurrency, timeout_s, keep))
-    writer.flush()
+    try:
+        if missing:
+            asyncio.run(ask_all(endpoint, missing, concurrency, timeout_s, keep))
+    finally:
+        writer.flush()
     wall = time.monotonic() - started
     return Answers([done[ask.record_id] for ask in asks], wall, len(missing))
 
@@ -93,16 +97,21 @@ async def ask_all(
     from openai import AsyncOpenAI
 
     queue = iter(asks)
+    key = endpoint.api_key
+    secret = key if endpoint.api_key_env else ""
     async with AsyncOpenAI(
         base_url=endpoint.url,
-        api_key=endpoint.api_key,
+        api_key=key,
         max_retries=RETRIES,
         timeout=timeout_s,
     ) as client:
 
         async def work() -> None:
             for ask in queue:
-                keep(await _ask(client, endpoint.model, ask))
+                completion = await _ask(client, endpoint.model, ask)
+                # Some servers repeat the key they refuse, and what is kept goes to disk.
+                masked = completion.error.replace(secret, "***") if secret else completion.error
+                keep(replace(completion, error=masked))
 
         await asyncio.gather(*(work() for _ in range(min(concurrency, len(asks)))))
 
@@ -112,38 +121,80 @@ async def _ask(client: Any, model: str, ask: Ask) -> Completion:
 
     started = time.monotonic()
     try:
-        reply = await client.chat.completions.create(model=model, **ask.body)
+        raw = await client.chat.completions.with_raw_response.create(model=model, **ask.body)
+        reply = _Reply.model_validate_json(raw.content)
     except OpenAIError as error:
         return Completion(ask.record_id, error=_explain(error), latency_s=_since(started))
+    except ValidationError as error:
+        return Completion(ask.record_id, error=_misshapen(error), latency_s=_since(started))
     if not reply.choices:
         return Completion(ask.record_id, error="the endpoint sent no choices")
     choice = reply.choices[0]
-    usage = reply.usage
+    usage = reply.usage or _Usage()
     return Completion(
         record_id=ask.record_id,
-        message=_message(choice.message),
+        message=choice.message.to_json(),
         finish_reason=choice.finish_reason or "",
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
         latency_s=_since(started),
     )
 
 
-def _message(message: Any) -> Json:
-    shape: Json = {"role": "assistant", "content": message.content}
-    if message.tool_calls:
-        shape["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.arguments},
-            }
-            for call in message.tool_calls
-            if call.type == "function"
-        ]
-    if getattr(message, "refusal", None):
-        shape["refusal"] = message.refusal
-    return shape
+class _Function(BaseModel):
+    name: str
+    arguments: str | None = None
+
+
+class _Call(BaseModel):
+    id: str | None = None
+    function: _Function
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
+    refusal: str | None = None
+
+    def to_json(self) -> Json:
+        """The assistant message in OpenAI form; a call without arguments has empty ones."""
+        shape: Json = {"role": "assistant", "content": self.content}
+        if self.tool_calls:
+            shape["tool_calls"] = [
+                {
+                    "id": call.id or "",
+                    "type": "function",
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": call.function.arguments or "{}",
+                    },
+                }
+                for call in self.tool_calls
+            ]
+        return {**shape, "refusal": self.refusal} if self.refusal else shape
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Reply(BaseModel):
+    """What counts in a chat completion. Servers differ in the rest, so it is not looked at."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+
+
+def _misshapen(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"the endpoint sent no chat completion: {where} {first['msg']}"[:300]
 
 
 def _explain(error: Exception) -> str:

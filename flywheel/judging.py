@@ -126,13 +126,22 @@ class Judge:
             progress(len(fresh), len(asks))
 
         progress(0, len(asks))
-        if asks:
-            config = self._config
-            asyncio.run(ask_all(self._endpoint, asks, config.concurrency, config.timeout_s, keep))
-            kept = [asdict(v) for v in fresh if not v.error]
+        config = self._config
+        try:
+            if asks:
+                asyncio.run(
+                    ask_all(self._endpoint, asks, config.concurrency, config.timeout_s, keep)
+                )
+        finally:
+            self._keep(fresh)
+        return [_value(self._verdicts[p.key]) for p in pairs]
+
+    def _keep(self, fresh: Sequence[Completion]) -> None:
+        """Remember verdicts; on disk only those that are some, so that an outage is not kept."""
+        kept = [asdict(v) for v in fresh if not v.error]
+        if kept:
             self._folder.write_lines(f"{len(self._folder.names('.jsonl')):05d}.jsonl", kept)
         self._verdicts |= {v.record_id: v for v in fresh}
-        return [_value(self._verdicts[p.key]) for p in pairs]
 
     def calibrate(
         self, records: Sequence[Record], progress: Callable[[int, int], None] = lambda d, t: None
@@ -219,10 +228,12 @@ def _body(pair: Pair) -> Json:
 def _value(verdict: Completion) -> tuple[float | None, str]:
     if verdict.message is None:
         return None, f"judge: {verdict.error}"
+    if refusal := verdict.message.get("refusal"):
+        return None, f"judge: refused: {refusal[:80]!r}"
     text = verdict.message.get("content") or ""
     try:
         score = json.loads(text)["score"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None, f"judge: unparsable verdict {text[:80]!r}"
     if isinstance(score, bool) or not isinstance(score, int) or not 1 <= score <= 10:
         return None, f"judge: verdict {str(score)[:80]!r} is not an integer from 1 to 10"

@@ -90,7 +90,7 @@ class FakeEndpoint:
     """An OpenAI-compatible server, ``POST /v1/chat/completions`` without streaming.
 
     Serves while the ``with`` block lasts. Answers carry a token usage of about four characters per
-    token. An ``answer`` that raises is answered with 500 and the exception's text.
+    token. An ``answer`` that raises becomes a 500 with the exception's text, not to be retried.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -134,7 +134,8 @@ class FakeEndpoint:
         try:
             answer = self._answer(request.body)
         except Exception as error:  # noqa: BLE001 -- shown to the client, as a server would
-            return Reply({"error": {"message": f"{type(error).__name__}: {error}"}}, 500)
+            said = {"error": {"message": f"{type(error).__name__}: {error}"}}
+            return Reply(said, 500, {"x-should-retry": "false"})
         finally:
             with self._lock:
                 self._busy -= 1
