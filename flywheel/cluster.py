@@ -31,9 +31,9 @@ class Needs:
     accelerator: str | None = None
 
     def __str__(self) -> str:
-        gpus = f" and {self.gpus} GPU{'s' if self.gpus != 1 else ''}" if self.gpus else ""
+        gpus = f" and {_count(self.gpus, 'GPU')}" if self.gpus else ""
         kind = f" of type {self.accelerator}" if self.accelerator else ""
-        return f"{self.cpus:g} CPUs{gpus}{kind}"
+        return f"{_count(self.cpus, 'CPU')}{gpus}{kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,4 +122,9 @@ def _fits(needs: Needs, node: dict[str, float]) -> bool:
 def _describe(node: dict[str, float]) -> str:
     kinds = [name.split(":", 1)[1] for name in node if name.startswith("accelerator_type:")]
     kind = f" ({', '.join(kinds)})" if kinds else ""
-    return f"a node with {node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs{kind}"
+    cpus, gpus = (_count(node.get(name, 0), name) for name in ("CPU", "GPU"))
+    return f"a node with {cpus} and {gpus}{kind}"
+
+
+def _count(n: float, name: str) -> str:
+    return f"{n:g} {name}" if n == 1 else f"{n:g} {name}s"

@@ -44,7 +44,7 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -86,7 +86,8 @@ class Lines:
         if new or now - self._said >= 10 or (total and done >= total):
             self._said = now
             count = f" {done}/{total}" if total else ""
-            self._console.print(f"{stage}{count} ({now - self._began:.0f} s)", highlight=False)
+            text = f"{stage}{count} ({now - self._began:.0f} s)"
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Nothing to end."""

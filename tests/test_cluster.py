@@ -1,0 +1,94 @@
+"""What fits on a cluster, and how a refusal reads."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from flywheel.cluster import Cluster, Needs
+from flywheel.config import LoraConfig, ModelConfig
+from flywheel.errors import ClusterError
+
+SMALL = {"CPU": 2.0}
+L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
+QUAD = {"CPU": 32.0, "GPU": 4.0, "accelerator_type:H100": 1.0}
+MODEL = ModelConfig(model="org/m")
+
+
+def cluster(*nodes: dict[str, float]) -> Cluster:
+    return Cluster(list(nodes), "10.0.0.1", ours=False)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "needs"),
+    [
+        ([SMALL], Needs(1.5, 0)),
+        ([{"CPU": 1.0}], Needs(0.5, 0)),
+        ([{"CPU": 64.0}], Needs(8.0, 0)),
+        ([SMALL, {"CPU": 4.0}], Needs(3.5, 0)),
+        ([SMALL, L4], Needs(1.0, 1)),
+        ([QUAD], Needs(1.0, 1)),
+        ([], Needs(0.5, 0)),
+    ],
+    ids=["two cores", "one core", "many cores", "largest node", "some GPU", "GPUs", "no nodes"],
+)
+def test_unless_told_an_engine_takes_a_gpu_or_a_nodes_cores_less_a_half(
+    nodes: list[dict[str, float]], needs: Needs
+) -> None:
+    assert cluster(*nodes).engine_needs(MODEL) == needs
+    assert cluster(*nodes).trainer_needs(LoraConfig()) == needs
+
+
+def test_what_the_experiment_says_counts() -> None:
+    model = ModelConfig(model="org/m", cpus=3, gpus=2, accelerator="H100")
+    assert cluster(SMALL).engine_needs(model) == Needs(3.0, 2, "H100")
+    assert cluster(L4).engine_needs(ModelConfig(model="org/m", gpus=0)) == Needs(7.5, 0)
+    assert cluster(L4).trainer_needs(LoraConfig(cpus=0.5, gpus=0)) == Needs(0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("needs", "nodes"),
+    [
+        (Needs(2, 0), [SMALL]),
+        (Needs(1, 1), [SMALL, L4]),
+        (Needs(1, 1, "L4"), [QUAD, L4]),
+        (Needs(4, 4, "H100"), [QUAD]),
+    ],
+)
+def test_what_one_node_can_hold_is_let_through(needs: Needs, nodes: list[dict[str, float]]) -> None:
+    cluster(*nodes).require(needs, "the engine")
+
+
+@pytest.mark.parametrize(
+    ("needs", "nodes", "said"),
+    [
+        (
+            Needs(3, 0),
+            [SMALL, SMALL],
+            "the engine needs 3 CPUs on one node; the cluster has "
+            "a node with 2 CPUs and 0 GPUs; a node with 2 CPUs and 0 GPUs",
+        ),
+        (
+            Needs(1, 1),
+            [SMALL],
+            "the engine needs 1 CPU and 1 GPU on one node; "
+            "the cluster has a node with 2 CPUs and 0 GPUs",
+        ),
+        (
+            Needs(1, 2, "H100"),
+            [L4],
+            "the engine needs 1 CPU and 2 GPUs of type H100 on one node; "
+            "the cluster has a node with 8 CPUs and 1 GPU (L4)",
+        ),
+        (Needs(1, 1, "L4"), [QUAD], "of type L4"),
+        (Needs(16, 1, "L4"), [QUAD, L4], "16 CPUs"),
+        (Needs(1, 0), [], "the cluster has no nodes"),
+    ],
+    ids=["cpus of two nodes", "no gpu", "wrong type", "other type", "not together", "no nodes"],
+)
+def test_what_no_node_can_hold_is_refused_with_needs_and_what_is_there(
+    needs: Needs, nodes: list[dict[str, float]], said: str
+) -> None:
+    with pytest.raises(ClusterError, match=re.escape(said)):
+        cluster(*nodes).require(needs, "the engine")
