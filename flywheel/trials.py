@@ -17,12 +17,12 @@ from pathlib import Path
 
 from flywheel import costs, curation, inference, models, scoring
 from flywheel.config import CandidateConfig, Experiment, LoraConfig, as_list
-from flywheel.errors import FlywheelError
+from flywheel.errors import EngineError, FlywheelError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
-from flywheel.types import Json, Latency, Record, Score, Trial
+from flywheel.types import Json, Latency, Record, Score, ScoreStatus, Trial
 
 PROGRAMMATIC = "programmatic.jsonl"
 DEFAULT_MAX_TOKENS = 512
@@ -104,7 +104,11 @@ def train(trial: Trial, desk: Desk, progress: Progress) -> None:
 
 
 def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> None:
-    """Ask for every eval record's answer, score what programs can score, measure latency."""
+    """Ask for every eval record's answer, score what programs can score, measure latency.
+
+    Raises:
+        EngineError: Not one request was answered, so there is nothing to compare.
+    """
     folder = desk.folder(trial)
     if folder.exists("answers.json"):
         return
@@ -118,10 +122,13 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
         settings["timeout_s"],
         progress,
     )
+    if all(completion.error for completion in answers.completions):
+        first = answers.completions[0].error
+        raise EngineError(f"none of {len(records)} requests was answered; the first: {first}")
     pairs = zip(records, answers.completions, strict=True)
     scores = [score for record, got in pairs for score in scoring.score(record, got)]
     folder.at("scores").write_lines(PROGRAMMATIC, [asdict(score) for score in scores])
-    wall = answers.wall_s * len(records) / answers.asked if answers.asked else _serial(answers)
+    wall = answers.wall_s * len(records) / answers.asked if answers.asked else _busy(answers, trial)
     latency = costs.latency_of(answers.completions, wall, settings["concurrency"])
     measured = asdict(latency) if latency else None
     folder.write_json("answers.json", {"wall_s": wall, "latency": measured})
@@ -129,8 +136,9 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
 
 def read_scores(folder: Storage) -> list[Score]:
     """All scores a trial has so far."""
-    rows = folder.at("scores")
-    return [Score(**row) for name in rows.names(".jsonl") for row in rows.read_lines(name)]
+    scores = folder.at("scores")
+    rows = (row for name in scores.names(".jsonl") for row in scores.read_lines(name))
+    return [Score(**{**row, "status": ScoreStatus(row["status"])}) for row in rows]
 
 
 def read_latency(folder: Storage) -> tuple[Latency | None, float]:
@@ -153,17 +161,16 @@ def failure(folder: Storage) -> str:
 def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[str, Json, Json]]:
     """Method, parameters and settings of each of a candidate's trials."""
     methods = experiment.methods
-    wanted = candidate.methods or ["base", "icl", "lora"]
     variants: list[tuple[str, Json, Json]] = []
-    if methods.base and "base" in wanted:
+    if methods.base and candidate.can_try("base"):
         variants.append(("base", {}, {}))
-    if methods.icl and "icl" in wanted:
+    if methods.icl and candidate.can_try("icl"):
         settings = {
             "style": "system" if candidate.remote else "turns",
             "embedding_model": methods.icl.embedding_model,
         }
         variants += [("icl", {"examples": k}, settings) for k in as_list(methods.icl.examples)]
-    if methods.lora and "lora" in wanted and not candidate.remote:
+    if methods.lora and candidate.can_try("lora"):
         variants += [("lora", *_lora_variant(point)) for point in _grid(methods.lora)]
     return variants
 
@@ -205,6 +212,7 @@ def _sampled(body: Json, sampling: Json) -> Json:
     return {**body, "temperature": sampling["temperature"], "max_tokens": limit}
 
 
-def _serial(answers: inference.Answers) -> float:
-    """Seconds for answers that an earlier, killed session got: no better figure is left."""
-    return sum(completion.latency_s for completion in answers.completions)
+def _busy(answers: inference.Answers, trial: Trial) -> float:
+    """Seconds for answers that an earlier, killed session got, had it kept all places busy."""
+    places: int = min(trial.settings["concurrency"], len(answers.completions))
+    return sum(completion.latency_s for completion in answers.completions) / places

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
+from flywheel import models
 from flywheel.methods import base, icl
 from flywheel.testing import TRACK_ORDER, sample_record, text_reply, tool_reply
 from flywheel.types import Json, Record
@@ -98,13 +96,10 @@ def test_the_record_itself_stays_as_it_was(style: str) -> None:
 
 
 @pytest.mark.skipif(
-    not list((Path.home() / ".cache/flywheel/models").glob("sentence-transformers*"))
-    and not os.environ.get("FLYWHEEL_CACHE"),
-    reason="the embedding model has not been fetched; the demo does",
+    not list(models.cache_folder().glob("sentence-transformers--*")),
+    reason="the embedding model is not in the cache; a run with icl puts it there",
 )
 def test_the_nearest_examples_are_those_that_mean_the_same_nearest_first() -> None:
-    from flywheel import models
-
     pool = [
         sample_record("Do you sell blue mugs?"),
         sample_record("Where is my parcel A-1?"),

@@ -1,0 +1,239 @@
+"""Which trials an experiment means, and what one leaves on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from flywheel import trials
+from flywheel.config import Experiment, validate
+from flywheel.errors import EngineError, TrainingError
+from flywheel.serving import Endpoint
+from flywheel.statistics import estimate
+from flywheel.storage import Storage
+from flywheel.testing import FakeEndpoint, Reply, sample_record, text_reply, tool_reply
+from flywheel.trials import Desk, plan
+from flywheel.types import Json, ScoreStatus, Trial
+
+REMOTE: Json = {"model": "big", "endpoint": "https://api.example/v1"}
+GRID: Json = {"rank": [8, 16], "learning_rate": [1e-3, 2e-3], "epochs": 1}
+
+
+def experiment(**changes: Any) -> Experiment:
+    base: Json = {
+        "name": "t",
+        "logs": "l",
+        "workload": "w",
+        "candidates": [{"model": "org/small"}],
+        "methods": {"base": {}, "icl": {"examples": [1, 3]}, "lora": GRID},
+    }
+    return validate({**base, **changes}, "t.yaml")
+
+
+def labels(one: Experiment) -> list[str]:
+    return [trial.label for trial in plan(one, "f")]
+
+
+def keys(**changes: Any) -> set[str]:
+    return {trial.key for trial in plan(experiment(**changes), "f")}
+
+
+def test_trials_are_candidates_by_methods_by_grids_in_order() -> None:
+    assert labels(experiment(candidates=[{"model": "org/small"}, {"model": "m", "name": "B"}])) == [
+        f"{candidate} · {rest}"
+        for candidate in ("small", "B")
+        for rest in (
+            "base",
+            "icl · examples=1",
+            "icl · examples=3",
+            "lora · epochs=1.0 learning_rate=0.001 rank=8",
+            "lora · epochs=1.0 learning_rate=0.002 rank=8",
+            "lora · epochs=1.0 learning_rate=0.001 rank=16",
+            "lora · epochs=1.0 learning_rate=0.002 rank=16",
+        )
+    ]
+
+
+def test_an_endpoint_gets_no_lora() -> None:
+    assert {t.method for t in plan(experiment(candidates=[REMOTE]), "f")} == {"base", "icl"}
+
+
+def test_a_candidate_can_want_fewer_methods() -> None:
+    some = experiment(candidates=[{"model": "m", "methods": ["icl"]}, {"model": "n"}])
+    assert {t.method for t in plan(some, "f") if t.candidate == "m"} == {"icl"}
+    assert {t.method for t in plan(some, "f") if t.candidate == "n"} == {"base", "icl", "lora"}
+
+
+def test_examples_stand_as_turns_here_and_as_text_elsewhere() -> None:
+    both = plan(experiment(candidates=[{"model": "m"}, REMOTE]), "f")
+    styles = {t.candidate: t.settings["style"] for t in both if t.method == "icl"}
+    assert styles == {"m": "turns", "big": "system"}
+
+
+def test_no_two_trials_share_a_key_and_planning_again_gives_the_same() -> None:
+    assert len(keys()) == 7
+    assert keys() == keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"sampling": {"temperature": 0.5}},
+        {"sampling": {"max_tokens": 5}},
+        {"candidates": [{"model": "org/small", "engine": {"dtype": "float16"}}]},
+        {"candidates": [{"model": "org/small", "concurrency": 2}]},
+        {"candidates": [{"model": "org/small", "tool_parser": "pythonic"}]},
+        {"candidates": [{"model": "else/small"}]},
+    ],
+    ids=str,
+)
+def test_what_decides_answers_or_latency_makes_other_trials(changes: Json) -> None:
+    assert not keys() & keys(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"storage": "elsewhere"},
+        {"ranking": {"threshold": 0.5}},
+        {"judge": None},
+        {"candidates": [{"model": "org/small", "price_per_hour": 1.0}]},
+        {"candidates": [{"model": "org/small", "cpus": 1}]},
+        {"methods": {"base": {}, "icl": {"examples": [1, 3]}, "lora": {**GRID, "cpus": 1}}},
+    ],
+    ids=str,
+)
+def test_what_does_not_keeps_the_same_trials(changes: Json) -> None:
+    assert keys() == keys(**changes)
+
+
+def test_another_dataset_makes_other_trials() -> None:
+    one, other = ({t.key for t in plan(experiment(), name)} for name in ("f", "g"))
+    assert not one & other
+
+
+RECORDS = [sample_record(f"Where is A-{i}?", tool_reply("f", {"order": f"A-{i}"})) for i in (1, 2)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    """A desk with a dataset ``f`` of two eval records and no others."""
+    storage = Storage(str(tmp_path))
+    rows = [record.to_row() for record in RECORDS]
+    storage.at("datasets", "f").write_table("eval/00000.parquet", pa.Table.from_pylist(rows))
+    return Desk(storage, "run")
+
+
+def the_trial(fake: FakeEndpoint, **sampling: Any) -> Trial:
+    candidate = {"model": "fake", "endpoint": fake.url, "concurrency": 2, "timeout_s": 5}
+    return plan(experiment(candidates=[candidate], methods={"base": {}}, sampling=sampling), "f")[0]
+
+
+def right(body: Json) -> Json:
+    return tool_reply("f", {"order": body["messages"][-1]["content"][9:-1]})
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+def answer(desk: Desk, fake: FakeEndpoint, **sampling: Any) -> Trial:
+    trial = the_trial(fake, **sampling)
+    trials.answer(trial, desk, fake.endpoint(), silent)
+    return trial
+
+
+def test_a_trial_leaves_completions_scores_and_its_latency(desk: Desk) -> None:
+    with FakeEndpoint(right) as fake:
+        trial = answer(desk, fake)
+    folder = desk.folder(trial)
+    assert folder.names() == ["answers.json", "completions", "scores"]
+    scores = trials.read_scores(folder)
+    assert {(s.record_id, s.metric, s.value) for s in scores} == {
+        (r.id, metric, 1.0)
+        for r in RECORDS
+        for metric in ("function_name", "function_name_and_args_accuracy")
+    }
+    latency, wall_s = trials.read_latency(folder)
+    assert latency is not None
+    assert latency.concurrency == 2
+    assert 0 < latency.p50_s <= latency.p95_s <= wall_s
+
+
+def test_an_answered_trial_asks_nothing_again(desk: Desk) -> None:
+    with FakeEndpoint(right) as fake:
+        trial = answer(desk, fake)
+        answer(desk, fake)
+        assert len(fake.requests) == 2
+        desk.folder(trial).remove("answers.json")
+        answer(desk, fake)
+    assert len(fake.requests) == 2
+    latency, wall_s = trials.read_latency(desk.folder(trial))
+    assert latency is not None
+    assert latency.p50_s <= wall_s <= latency.p95_s  # two answers, got side by side
+
+
+def test_a_request_carries_the_experiments_sampling(desk: Desk) -> None:
+    with FakeEndpoint(right) as fake:
+        answer(desk, fake)
+        answer(desk, fake, temperature=0.5, max_tokens=7)
+    limits = {(r.body["temperature"], r.body["max_tokens"]) for r in fake.requests}
+    assert limits == {(0.0, trials.DEFAULT_MAX_TOKENS), (0.5, 7)}
+
+
+def test_one_failed_request_is_failed_not_zero(desk: Desk) -> None:
+    def half(body: Json) -> Json | Reply:
+        if "A-1" in str(body):
+            return Reply({"error": {"message": "no"}}, 400)
+        return text_reply("I do not know")
+
+    with FakeEndpoint(half) as fake:
+        trial = answer(desk, fake)
+    scores = trials.read_scores(desk.folder(trial))
+    by_record = {s.record_id: s for s in scores if s.metric == "function_name"}
+    assert by_record[RECORDS[0].id].status is ScoreStatus.FAILED
+    assert by_record[RECORDS[1].id].value == 0.0
+    figure = estimate(list(by_record.values()))
+    assert (figure.n, figure.scored, figure.failed) == (2, 1, 1)
+
+
+def test_a_trial_without_one_answer_has_failed(desk: Desk) -> None:
+    with FakeEndpoint(lambda body: Reply({"error": {"message": "go away"}}, 403)) as fake:
+        with pytest.raises(EngineError, match=r"none of 2 requests was answered.*go away"):
+            answer(desk, fake)
+        assert not desk.folder(the_trial(fake)).exists("answers.json")
+
+
+def test_a_failure_is_a_sentence_on_disk(desk: Desk) -> None:
+    folder = desk.folder(Trial("c", "m", "lora", {}, "f", 0))
+    assert trials.failure(folder) == ""
+    trials.write_failure(folder, TrainingError("loss is nan at step 3 of 9"))
+    assert trials.failure(folder) == "loss is nan at step 3 of 9"
+    trials.write_failure(folder, ValueError("x" * 10_000))
+    assert trials.failure(folder).startswith("ValueError: xxx")
+    assert len(trials.failure(folder)) <= 2000
+
+
+def test_a_trained_adapter_is_not_trained_again(desk: Desk) -> None:
+    trial = next(t for t in plan(experiment(), "f") if t.method == "lora")
+    desk.folder(trial).write_json("training.json", {"losses": []})
+    trials.train(trial, desk, 1, silent)
+
+
+def test_a_desk_knows_where_everything_lies(desk: Desk) -> None:
+    trial = Trial("c", "m", "base", {}, "f", 0)
+    assert desk.folder(trial).url == f"{desk.storage.url}/runs/run/trials/{trial.key}"
+    assert desk.records(trial, "eval") == RECORDS
+    assert desk.records(trial, "train") == []
+
+
+def test_an_endpoint_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_KEY", "sk-1")
+    endpoint = Endpoint("http://x/v1", "m", "SHOP_KEY")
+    assert endpoint.api_key == "sk-1"
+    assert "sk-1" not in repr(endpoint)
