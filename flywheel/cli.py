@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -46,16 +45,10 @@ def main() -> None:
     """Run the program; errors made on purpose print as sentences, never as tracebacks."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        app()
     except FlywheelError as error:
         err.print(f"[bold red]flywheel:[/] {_plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
-    except click.exceptions.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        err.print("stopped")
-        sys.exit(130)
 
 
 @app.command()
