@@ -7,7 +7,6 @@ BIN := .venv/bin
 .PHONY: demo test test-fast check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
-	test -d data/demo || $(BIN)/flywheel sample-logs data/demo
 	$(BIN)/flywheel run experiments/demo.yaml
 
 test: install  ## Every tier: pure, Ray, services, whole jobs.

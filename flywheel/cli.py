@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flywheel import __version__, config, doctor
+from flywheel import __version__, config, doctor, leaderboard
 from flywheel.errors import DataError, FlywheelError, RequestError
 from flywheel.progress import display
 from flywheel.storage import Storage
@@ -33,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 err = Console(stderr=True)
-out = Console()
+out = Console() if sys.stdout.isatty() else Console(width=160)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 StorageOption = Annotated[
@@ -99,6 +99,7 @@ def run(
 def results(
     run_id: Annotated[str | None, typer.Argument(help="Run; default: the latest.")] = None,
     storage: StorageOption = "flywheel-data",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a run's leaderboard."""
@@ -106,6 +107,10 @@ def results(
     if not folder.exists("leaderboard.json"):
         note = folder.read_json("run.json")
         raise RequestError(f"run {note['run']} has no leaderboard yet; it is {note['status']}")
+    if markdown:
+        board = leaderboard.Leaderboard.from_json(folder.read_json("leaderboard.json"))
+        sys.stdout.write(leaderboard.to_markdown(board))
+        return
     _print_board(folder, as_json=as_json)
 
 
@@ -125,6 +130,7 @@ def sample_logs(
     if as_json:
         _dump(summary)
         return
+    del summary["notice"]
     out.print(NOTICE.strip(), highlight=False, soft_wrap=True)
     for name, value in summary.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
@@ -146,12 +152,14 @@ def workloads(
     if as_json:
         _dump([asdict(summary) for summary in found])
         return
-    table = Table("workload", "records", "rejected", "clients", "classes", "from", "to")
+    table = Table(
+        "workload", "records", "rejected", "clients", "classes", "from", "to", show_lines=True
+    )
     for one in found:
         table.add_row(
             _escape(one.workload_id) or "[dim](none named)[/]",
             str(one.records),
-            str(one.rejected),
+            _counts(one.rejected),
             _counts(one.clients),
             _counts(one.classes),
             _day(one.first),
@@ -201,15 +209,16 @@ def _run_folder(storage: str, run_id: str | None) -> Storage:
 
 
 def _print_board(folder: Storage, *, as_json: bool) -> None:
-    from flywheel import leaderboard
-
     data = folder.read_json("leaderboard.json")
     if as_json:
         _dump(data)
         return
     board = leaderboard.Leaderboard.from_json(data)
     columns, rows = leaderboard.table(board)
-    table = Table(*columns, title=f"{folder.url.rsplit('/', 1)[-1]}", title_justify="left")
+    # Long names of metrics may break between words; figures and names of trials may not.
+    headers = [column.replace("_", " ") for column in columns]
+    table = Table(*headers, title=folder.url.rsplit("/", 1)[-1], title_justify="left")
+    table.columns[columns.index("trial")].no_wrap = True
     for row in rows:
         table.add_row(*map(_escape, row))
     out.print(table)
@@ -229,8 +238,8 @@ def _judge_sentence(calibration: dict[str, Any] | None) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     first = sorted(counts.items(), key=lambda item: -item[1])
-    more = f", {len(first) - 8} more" if len(first) > 8 else ""
-    return _escape(", ".join(f"{name[:40]} {n}" for name, n in first[:8]) + more)
+    more = [f"and {len(first) - 8} more"] if len(first) > 8 else []
+    return _escape("\n".join([*(f"{name[:40]} {n}" for name, n in first[:8]), *more]))
 
 
 def _day(timestamp: float | None) -> str:

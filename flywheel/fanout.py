@@ -67,6 +67,7 @@ def map_over(
     for trial, result in zip(trials, found, strict=True):
         if result.error is not None and not desk.folder(trial).exists("failed.json"):
             write_failure(desk.folder(trial), result.error)
+    desk.run.remove("tune")  # snapshots, pickles among them, that nobody goes on from
 
 
 class _Tell(tune.Callback):  # type: ignore[misc]

@@ -7,6 +7,7 @@ and does only what is missing.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -191,7 +192,7 @@ class _Run:
         if lora is None or not waiting:
             return
         needs = self.cluster.trainer_needs(lora)
-        step = partial(_train_step, desk=self.desk)
+        step = partial(_train_step, desk=self.desk, threads=math.ceil(needs.cpus))
         show = partial(self.show, f"training {len(waiting)} adapters")
         show(0, 0)
         fanout.map_over(step, waiting, self.desk, needs, len(waiting), show)
@@ -398,8 +399,8 @@ class _Run:
         self.tracker.finish(None, None, status)
 
 
-def _train_step(trial: Trial, progress: Progress, desk: Desk) -> None:
-    trials.train(trial, desk, progress)
+def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> None:
+    trials.train(trial, desk, threads, progress)
 
 
 def _answer_step(
@@ -430,7 +431,9 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str:
     """The code's commit where it runs from a checkout, else the empty string."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
+    if not (here / "pyproject.toml").is_file():
+        return ""
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(  # noqa: S603 -- fixed words

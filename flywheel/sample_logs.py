@@ -282,12 +282,8 @@ def write_sample_logs(directory: str | Path, records: int = 3000, seed: int = 0)
     Raises:
         ValueError: ``records`` is out of range.
     """
-    if not 100 <= records <= 5000:
-        raise ValueError(f"records must be 100 to 5000, not {records}")
-    rng = random.Random(seed)
-    calls, duplicates = _traffic(records, rng)
-    lines, rejected = _log_lines(calls, max(1, round(records * _DEFECT)), rng)
-    files = _write(Path(directory), lines)
+    calls, duplicates, lines, rejected = _made(records, seed)
+    files = _write(Path(directory), _shards(lines))
     personal: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for workload, call in calls:
         personal[workload].update([call.personal] if call.personal else [])
@@ -300,6 +296,32 @@ def write_sample_logs(directory: str | Path, records: int = 3000, seed: int = 0)
         personal={name: dict(sorted(counts.items())) for name, counts in personal.items()},
         rejected=rejected,
     )
+
+
+def sample_shards(records: int = 3000, seed: int = 0) -> list[list[str]]:
+    """The same lines, by shard, without writing them.
+
+    Raises:
+        ValueError: ``records`` is out of range.
+    """
+    _, _, lines, _ = _made(records, seed)
+    return _shards(lines)
+
+
+def _made(
+    records: int, seed: int
+) -> tuple[list[tuple[str, _Call]], dict[str, dict[str, int]], list[str], dict[str, int]]:
+    """Calls, planted duplicates, log lines, and planted defects."""
+    if not 100 <= records <= 5000:
+        raise ValueError(f"records must be 100 to 5000, not {records}")
+    rng = random.Random(seed)
+    calls, duplicates = _traffic(records, rng)
+    lines, rejected = _log_lines(calls, max(1, round(records * _DEFECT)), rng)
+    return calls, duplicates, lines, rejected
+
+
+def _shards(lines: list[str]) -> list[list[str]]:
+    return [lines[shard::SHARDS] for shard in range(SHARDS)]
 
 
 def _traffic(
@@ -519,11 +541,11 @@ _DEFECTS: dict[Reason, Callable[[Json, random.Random], str]] = {
 }
 
 
-def _write(directory: Path, lines: list[str]) -> list[str]:
+def _write(directory: Path, shards: list[list[str]]) -> list[str]:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "README.txt").write_text(NOTICE, encoding="utf-8")
     files = [directory / f"shop-{shard:05d}.jsonl" for shard in range(SHARDS)]
-    for shard, path in enumerate(files):
-        text = "".join(line + "\n" for line in lines[shard::SHARDS])
+    for shard, path in zip(shards, files, strict=True):
+        text = "".join(line + "\n" for line in shard)
         path.write_bytes(text.encode())
     return [str(path) for path in files]

@@ -76,7 +76,7 @@ def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
     return trials
 
 
-def train(trial: Trial, desk: Desk, progress: Progress) -> None:
+def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
     """Fine-tune the trial's adapter and put it into the run's storage.
 
     Raises:
@@ -97,6 +97,7 @@ def train(trial: Trial, desk: Desk, progress: Progress) -> None:
             parameters,
             seed=trial.seed,
             adapter_folder=Path(temporary),
+            threads=threads,
             progress=lambda done, total, loss: progress(done, total),
         )
         folder.upload(Path(temporary), "adapter")

@@ -29,6 +29,10 @@ def content_hash(value: Any, length: int = 16) -> str:
     return hashlib.sha256(data).hexdigest()[:length]
 
 
+_SHORT = {"learning_rate": "lr", "rank": "r", "examples": "k"}
+"""What people call these parameters."""
+
+
 class Reason(StrEnum):
     """Why a log line did not become a `Record`. The list is fixed: reports count by it."""
 
@@ -235,9 +239,9 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """A short name for people: model, method, and the parameters that were chosen."""
-        chosen = " ".join(f"{k}={v}" for k, v in sorted(self.parameters.items()))
-        return " · ".join(part for part in (self.candidate, self.method, chosen) if part)
+        """A short name for people: candidate, method, and the parameters that were chosen."""
+        chosen = (f"{_SHORT.get(k, k)}={v:g}" for k, v in self.parameters.items())
+        return " ".join([self.candidate, self.method, *chosen])
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,8 +109,8 @@ def test_the_order_of_parameters_does_not_change_a_trials_key() -> None:
 
 
 def test_a_label_names_candidate_method_and_parameters() -> None:
-    assert TRIAL.label == "SmolLM2 · lora · epochs=1.0 rank=8"
-    assert replace(TRIAL, method="base", parameters={}).label == "SmolLM2 · base"
+    assert TRIAL.label == "SmolLM2 lora r=8 epochs=1"
+    assert replace(TRIAL, method="base", parameters={}).label == "SmolLM2 base"
 
 
 @pytest.mark.parametrize(

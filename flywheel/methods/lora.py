@@ -33,6 +33,7 @@ def train(
     parameters: Json,
     seed: int,
     adapter_folder: Path,
+    threads: int,
     progress: Progress = lambda done, total, loss: None,
 ) -> Json:
     """Train one adapter and write it to ``adapter_folder``.
@@ -44,6 +45,7 @@ def train(
         parameters: A trial's parameters, named as in `flywheel.config.LoraConfig`.
         seed: Decides initialisation, order of rows and dropout.
         adapter_folder: Where the PEFT adapter goes.
+        threads: CPU threads to compute with; Ray would leave a fractional share just one.
         progress: Told after each optimiser step.
 
     Returns:
@@ -56,6 +58,7 @@ def train(
     """
     import torch
 
+    torch.set_num_threads(threads)
     random.seed(seed)
     torch.manual_seed(seed)
     renderer = Renderer.load(model_folder)

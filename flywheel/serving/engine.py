@@ -157,6 +157,8 @@ def _engine_arguments(spec: EngineSpec) -> Json:
         "tool_call_parser": spec.config.tool_parser,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        # A repository's own sampling defaults would make copies of one model answer differently.
+        "generation_config": "vllm",
     }
     if not spec.gpus:
         arguments |= {"enforce_eager": True, "dtype": "bfloat16", "max_num_seqs": 64}
@@ -173,5 +175,6 @@ def _engine_arguments(spec: EngineSpec) -> Json:
 def _environment(spec: EngineSpec) -> dict[str, str]:
     environment = {"FLYWHEEL_ADAPTERS_URL": spec.adapters_url}
     if not spec.gpus:
-        environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        environment["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+        environment["TORCHDYNAMO_DISABLE"] = "1"  # some requests would compile, with g++
     return environment

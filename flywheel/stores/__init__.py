@@ -58,11 +58,12 @@ class LogStore(Protocol):
 
 
 def open_store(url: str) -> LogStore:
-    """The store at a file, folder, glob or fsspec URL; nothing is read yet.
+    """The store at a file, folder, glob or fsspec URL, or ``sample://``; nothing is read yet.
 
     Raises:
         DataError: The URL's protocol is unknown or its package is not installed.
     """
     from flywheel.stores.files import FileStore
+    from flywheel.stores.sample import SampleStore
 
-    return FileStore(url)
+    return SampleStore(url) if url.startswith("sample://") else FileStore(url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +9,9 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from flywheel.datasets import tool_of
 from flywheel.errors import DataError, boundary
-from flywheel.records import parse_line, workload_of
 from flywheel.stores import WorkloadSummary
-from flywheel.types import Record, Rejection
+from flywheel.stores.summary import summarise
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 """Files of a folder that count as logs; a file named outright may be called anything."""
@@ -61,18 +58,7 @@ class FileStore:
 
     def workloads(self) -> list[WorkloadSummary]:
         """See `LogStore`."""
-        records: defaultdict[str, list[tuple[str, str, float]]] = defaultdict(list)
-        rejected: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for path in self.paths():
-            for position, line in self.read(path):
-                match parse_line(line, path, position):
-                    case Record() as record:
-                        seen = (record.client_id, tool_of(record), record.timestamp)
-                        records[record.workload_id].append(seen)
-                    case Rejection() as rejection:
-                        rejected[workload_of(line)][rejection.reason] += 1
-        names = sorted({*records, *rejected}, key=lambda name: (not name, name))
-        return [_summary(name, records[name], rejected[name]) for name in names]
+        return summarise(self)
 
     def _found(self) -> list[str]:
         if self._fs.isfile(self._root):
@@ -94,18 +80,3 @@ def _bounded_lines(file: Any) -> Iterator[bytes]:
         yield line
         while line and not line.endswith(b"\n"):
             line = file.readline(MAX_LINE)
-
-
-def _summary(
-    name: str, seen: list[tuple[str, str, float]], rejected: Counter[str]
-) -> WorkloadSummary:
-    times = [timestamp for _, _, timestamp in seen]
-    return WorkloadSummary(
-        workload_id=name,
-        records=len(seen),
-        clients=dict(Counter(client for client, _, _ in seen).most_common()),
-        classes=dict(Counter(tool for _, tool, _ in seen).most_common()),
-        first=min(times, default=None),
-        last=max(times, default=None),
-        rejected={str(reason): n for reason, n in sorted(rejected.items())},
-    )
