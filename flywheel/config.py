@@ -199,6 +199,9 @@ class JudgeConfig(ModelConfig):
     model: str = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
     floor: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Area under the ROC curve its calibration must reach before its scores count."""
+    show_question: bool = False
+    """Show the judge the user's question beside the two answers. Large judges use it; small ones
+    let it distract them, as their calibration shows."""
     calibration_pairs: Annotated[int, Field(ge=5)] = 40
     """Reference answers judged against themselves, and as many against shuffled ones."""
 

@@ -16,6 +16,7 @@ from ray.llm._internal.common.models import global_id_manager
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
+from vllm.config import StructuredOutputsConfig
 
 from flywheel import models
 from flywheel.rendering import Renderer
@@ -49,7 +50,12 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         folder = await asyncio.to_thread(models.fetch, llm_config.model_loading_config.model_source)
         llm_config.model_loading_config.model_source = str(folder)
         llm_config.update_engine_kwargs(
-            chat_template=Renderer.load(folder).template, chat_template_content_format="string"
+            chat_template=Renderer.load(folder).template,
+            chat_template_content_format="string",
+            # A small model left to choose white space can print nothing else until its limit.
+            structured_outputs_config=StructuredOutputsConfig(
+                backend="xgrammar", disable_any_whitespace=True
+            ),
         )
         llm_config._engine_config = None  # built from the id before the weights were found
         await super().__init__(llm_config, **options)
