@@ -59,11 +59,6 @@ class Pair:
     reference: str
     candidate: str
 
-    @property
-    def key(self) -> str:
-        """The pair named by its content."""
-        return content_hash([self.query, self.reference, self.candidate])
-
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -127,8 +122,10 @@ class Judge:
 
         A score s of 1 to 10 is reported as (s - 1) / 9.
         """
-        new = {p.key: p for p in pairs if p.key not in self._verdicts}
-        asks = [Ask(key, self._body(pair)) for key, pair in new.items()]
+        shown = [_shown(p, show_question=self._config.show_question) for p in pairs]
+        keys = [content_hash(text) for text in shown]
+        new = {k: text for k, text in zip(keys, shown, strict=True) if k not in self._verdicts}
+        asks = [Ask(key, self._body(text)) for key, text in new.items()]
         fresh: list[Completion] = []
 
         def keep(verdict: Completion) -> None:
@@ -144,7 +141,7 @@ class Judge:
                 )
         finally:
             self._keep(fresh)
-        return [_value(self._verdicts[p.key]) for p in pairs]
+        return [_value(self._verdicts[key]) for key in keys]
 
     def _keep(self, fresh: Sequence[Completion]) -> None:
         """Remember verdicts; on disk only those that are some, so that an outage is not kept."""
@@ -153,8 +150,7 @@ class Judge:
             self._folder.write_lines(f"{len(self._folder.names('.jsonl')):05d}.jsonl", kept)
         self._verdicts |= {v.record_id: v for v in fresh}
 
-    def _body(self, pair: Pair) -> Json:
-        shown = _shown(pair, show_question=self._config.show_question)
+    def _body(self, shown: str) -> Json:
         return {
             "messages": [*self._lead, {"role": "user", "content": shown}],
             "temperature": 0.0,

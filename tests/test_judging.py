@@ -35,6 +35,7 @@ def records(n: int) -> list[Record]:
 
 
 def judge(fake: FakeEndpoint, folder: Path, **changes: Any) -> Judge:
+    changes = {"show_question": True, **changes}
     config = JudgeConfig(model="judge", endpoint=fake.url, **changes)
     return Judge(config, fake.endpoint("judge"), Storage(str(folder)))
 
@@ -246,6 +247,14 @@ def test_data_cannot_close_its_own_fence(tmp_path: Path) -> None:
         judge(fake, tmp_path).rate([Pair(nasty, "On its way.", nasty)])
     assert shown(fake.requests[0].body).count("<<<") == 3
     assert shown(fake.requests[0].body).count(">>>") == 3
+
+
+def test_without_the_question_pairs_that_look_alike_are_judged_once(tmp_path: Path) -> None:
+    pairs = [Pair(f"question {i}", "refund", "refund") for i in range(5)]
+    with FakeEndpoint(lambda body: verdict(10)) as fake:
+        judge(fake, tmp_path, show_question=False).rate(pairs)
+    assert len(fake.requests) == 1
+    assert "question" not in shown(fake.requests[0].body)
 
 
 def test_long_texts_are_bounded(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from flywheel.testing import FakeEndpoint, tool_reply
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
