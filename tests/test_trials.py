@@ -43,16 +43,16 @@ def keys(**changes: Any) -> set[str]:
 
 def test_trials_are_candidates_by_methods_by_grids_in_order() -> None:
     assert labels(experiment(candidates=[{"model": "org/small"}, {"model": "m", "name": "B"}])) == [
-        f"{candidate} · {rest}"
+        f"{candidate} {rest}"
         for candidate in ("small", "B")
         for rest in (
             "base",
-            "icl · examples=1",
-            "icl · examples=3",
-            "lora · epochs=1.0 learning_rate=0.001 rank=8",
-            "lora · epochs=1.0 learning_rate=0.002 rank=8",
-            "lora · epochs=1.0 learning_rate=0.001 rank=16",
-            "lora · epochs=1.0 learning_rate=0.002 rank=16",
+            "icl k=1",
+            "icl k=3",
+            "lora r=8 lr=0.001 epochs=1",
+            "lora r=8 lr=0.002 epochs=1",
+            "lora r=16 lr=0.001 epochs=1",
+            "lora r=16 lr=0.002 epochs=1",
         )
     ]
 
