@@ -1,0 +1,429 @@
+"""Whole runs from the command line, candidate and judge being endpoints served elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from flywheel.datasets import SPLITS
+from flywheel.sample_logs import ROUTER, write_sample_logs
+from flywheel.storage import Storage
+from flywheel.testing import FakeEndpoint, Reply, tiny_model, tool_reply, verdict
+from flywheel.types import Json, TrialResult
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+SECRET = "sk-of-the-shop-1234567890"
+ANSWERS = ("function_name", "function_name_and_args_accuracy", "similarity")
+EVAL_SIZE = 12
+
+
+def guess(body: Json) -> Json:
+    """A candidate that knows one tool."""
+    return tool_reply("track_order", {"order_id": "MM-1"})
+
+
+def judge(body: Json) -> Json:
+    """Rates equal answers 10 and others 2."""
+    reference, candidate = body["messages"][-1]["content"].split("<<<")[-2:]
+    return verdict(10 if reference.split(">>>")[0] == candidate.split(">>>")[0] else 2)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An experiment file and where its runs go."""
+
+    file: Path
+    storage: Storage
+
+    @property
+    def runs(self) -> list[Storage]:
+        runs = self.storage.at("runs")
+        return [runs.at(name) for name in runs.names()]
+
+    @property
+    def run(self) -> Storage:
+        (only,) = self.runs
+        return only
+
+    def trials(self) -> list[Storage]:
+        folder = self.run.at("trials")
+        return [folder.at(name) for name in folder.names()]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Run the file with the key in the environment, in a process group as a terminal does."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "flywheel", "run", str(self.file), *arguments],
+            env={**os.environ, "SHOP_KEY": SECRET},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ended(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    write_sample_logs(folder, 300)
+    return folder
+
+
+def bench(folder: Path, logs: Path, candidates: Sequence[Json], **changes: Any) -> Bench:
+    experiment = {
+        "name": "remote",
+        "logs": str(logs),
+        "workload": ROUTER,
+        "storage": str(folder / "storage"),
+        "dataset": {"eval_size": EVAL_SIZE},
+        "candidates": list(candidates),
+        "methods": {"base": {}},
+        "judge": None,
+        **changes,
+    }
+    file = folder / "remote.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    return Bench(file, Storage(str(folder / "storage")))
+
+
+def candidate(fake: FakeEndpoint, **fields: Any) -> Json:
+    return {"model": "guesser", "endpoint": fake.url, "api_key_env": "SHOP_KEY", **fields}
+
+
+def judged_by(fake: FakeEndpoint, **fields: Any) -> Json:
+    return {"model": "rater", "endpoint": fake.url, "calibration_pairs": 6, **fields}
+
+
+@pytest.fixture(scope="module")
+def address(ray_session: None) -> str:
+    """The session's Ray, as a cluster to join."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that went well, and what its endpoints were asked."""
+
+    bench: Bench
+    out: str
+    err: str
+    candidate: FakeEndpoint
+    judge: FakeEndpoint
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Finished]:
+    """base and icl, on a Ray that the run starts for itself."""
+    folder = tmp_path_factory.mktemp("run")
+    embedding = tiny_model(folder / "embedding")
+    with FakeEndpoint(guess) as fake, FakeEndpoint(judge) as rater:
+        price = {"input_per_million": 1.0, "output_per_million": 2.0}
+        mine = bench(
+            folder,
+            logs,
+            [candidate(fake, price=price, concurrency=4)],
+            methods={"base": {}, "icl": {"examples": 2, "embedding_model": str(embedding)}},
+            judge=judged_by(rater),
+            production={"price": price},
+        )
+        done = mine.ended("--json")
+        assert done.returncode == 0, done.stderr
+        yield Finished(mine, done.stdout, done.stderr, fake, rater)
+
+
+def test_a_run_leaves_what_the_design_says(finished: Finished) -> None:
+    storage, run = finished.bench.storage, finished.bench.run
+    (fingerprint,) = storage.at("datasets").names()
+    dataset = storage.at("datasets", fingerprint)
+    assert dataset.names() == sorted([*SPLITS, "manifest.json", "rejections"])
+    assert run.names() == [
+        "calibration.json", "experiment.yaml", "judge", "leaderboard.json", "report.html",
+        "run.json", "trials",
+    ]  # fmt: skip
+    for trial in finished.bench.trials():
+        assert trial.names() == [
+            "answers.json",
+            "completions",
+            "result.json",
+            "scores",
+            "spec.json",
+        ]
+    assert not list(Path(storage.url).rglob("*.pkl"))
+
+
+def written(folder: Storage) -> dict[str, float]:
+    paths = [p for p in Path(folder.url).rglob("*") if p.is_file()]
+    return {p.name: p.stat().st_mtime for p in sorted(paths, key=lambda p: p.stat().st_mtime)}
+
+
+def test_manifest_and_result_are_written_last(finished: Finished) -> None:
+    storage = finished.bench.storage
+    dataset = written(storage.at("datasets", storage.at("datasets").names()[0]))
+    assert dataset["manifest.json"] == max(dataset.values())
+    for trial in finished.bench.trials():
+        assert written(trial)["result.json"] == max(written(trial).values())
+
+
+def test_the_manifest_accounts_for_every_line(finished: Finished) -> None:
+    datasets = finished.bench.storage.at("datasets")
+    manifest = datasets.at(datasets.names()[0]).read_json("manifest.json")
+    rejected = sum(manifest["rejected"].values())
+    assert manifest["lines"] == manifest["records"] + rejected + manifest["other_workloads"]
+    assert manifest["splits"]["eval"] == EVAL_SIZE
+
+
+def test_a_result_says_how_it_came_about(finished: Finished) -> None:
+    for trial in finished.bench.trials():
+        data = trial.read_json("result.json")
+        result = TrialResult.from_json(data)
+        assert data["key"] == result.key == trial.url.rsplit("/", 1)[-1]
+        assert result.status == "succeeded"
+        assert set(result.metrics) == set(ANSWERS)
+        for figure in result.metrics.values():
+            assert (figure.n, figure.scored) == (EVAL_SIZE, EVAL_SIZE)
+            assert figure.value is not None
+            assert figure.low is not None
+            assert figure.high is not None
+            assert figure.low <= figure.value <= figure.high
+        assert result.latency is not None
+        assert result.latency.concurrency == 4
+        assert result.cost is not None
+        assert result.cost.basis == "tokens"
+        assert result.cost.per_1k_requests
+        assert {"date", "commit", "machine", "versions", "judge"} <= result.provenance.keys()
+
+
+def test_a_spec_alone_names_the_trial(finished: Finished) -> None:
+    specs = [trial.read_json("spec.json") for trial in finished.bench.trials()]
+    assert sorted(spec["method"] for spec in specs) == ["base", "icl"]
+    assert {spec["settings"]["endpoint"] for spec in specs} == {finished.candidate.url}
+
+
+def test_the_run_file_tells_status_versions_and_times(finished: Finished) -> None:
+    note = finished.bench.run.read_json("run.json")
+    assert (note["status"], note["error"]) == ("succeeded", "")
+    assert note["started_at"] <= note["finished_at"]
+    assert note["versions"]["ray"]
+    assert finished.bench.run.url.endswith(note["run"])
+
+
+def test_the_stored_experiment_is_complete_and_loads_again(finished: Finished) -> None:
+    from flywheel import config
+
+    stored = Path(finished.bench.run.url) / "experiment.yaml"
+    assert config.load(stored) == config.load(finished.bench.file)
+    assert yaml.safe_load(stored.read_text())["ranking"]["threshold"] == 0.9
+
+
+def test_what_is_printed_is_the_leaderboard(finished: Finished) -> None:
+    board = json.loads(finished.out)
+    assert board == finished.bench.run.read_json("leaderboard.json")
+    assert [row["rank"] for row in board["rows"]] == [1, 2]
+    assert board["calibration"]["auc"] == 1.0
+    assert board["calibration"]["trusted"] is True
+    assert board["production"]["per_1k_requests"] > 0
+
+
+def test_progress_goes_to_the_other_stream(finished: Finished) -> None:
+    for stage in ("reading logs", "answering with guesser", "judging guesser base"):
+        assert stage in finished.err
+    assert "Traceback" not in finished.err
+
+
+def test_every_eval_record_is_asked_once_per_trial(finished: Finished) -> None:
+    asked = Counter(json.dumps(r.body["messages"]) for r in finished.candidate.requests)
+    assert len(asked) == 2 * EVAL_SIZE
+    assert set(asked.values()) == {1}
+    assert finished.candidate.busiest <= 4
+    assert all(r.body["model"] == "guesser" for r in finished.candidate.requests)
+    assert all(r.body["tools"] for r in finished.candidate.requests)
+
+
+def test_a_prompt_with_examples_has_them_in_its_system_message(finished: Finished) -> None:
+    systems = [r.body["messages"][0]["content"] for r in finished.candidate.requests]
+    with_examples = [text for text in systems if text.count("Then you'll respond with:") == 2]
+    assert len(with_examples) == EVAL_SIZE
+
+
+def test_the_key_went_to_the_candidate_alone_and_is_in_no_file(finished: Finished) -> None:
+    sent = {r.headers["authorization"] for r in finished.candidate.requests}
+    assert sent == {f"Bearer {SECRET}"}
+    assert not any(SECRET in str(r.headers) for r in finished.judge.requests)
+    files = [p for p in Path(finished.bench.storage.url).rglob("*") if p.is_file()]
+    assert len(files) > 20
+    assert [p for p in files if SECRET.encode() in p.read_bytes()] == []
+    assert SECRET not in finished.out + finished.err
+
+
+def test_raw_personal_data_went_nowhere(finished: Finished, logs: Path) -> None:
+    raw = "".join(p.read_text() for p in logs.glob("*.jsonl"))
+    assert "@example." in raw
+    asked = [*finished.candidate.requests, *finished.judge.requests]
+    assert not any("@example." in json.dumps(r.body) for r in asked)
+
+
+def test_the_report_stands_beside_the_leaderboard(finished: Finished) -> None:
+    page = finished.bench.run.read_bytes("report.html").decode()
+    assert page.lower().startswith("<!doctype html>")
+    assert "guesser" in page
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlflow_shows_a_parent_with_a_child_per_trial(finished: Finished) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished.bench.storage.url}/mlflow.db")
+    home = client.get_experiment_by_name("flywheel")
+    runs = client.search_runs([home.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert [r.info.status for r in runs] == ["FINISHED"] * 3
+    assert len(parents) == 1
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parents[0].info.run_id}
+    assert all(set(ANSWERS) <= r.data.metrics.keys() for r in children)
+    assert all(r.inputs.dataset_inputs for r in children)
+
+
+def test_results_can_be_read_again(finished: Finished) -> None:
+    place = finished.bench.storage.url
+    done = subprocess.run(
+        [sys.executable, "-m", "flywheel", "results", "--json", f"--storage={place}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout) == json.loads(finished.out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"logs": "/nowhere"}, "/nowhere: there is no such file or folder"),
+        ({"workload": "shop.nope"}, "no record of shop.nope; there are 'shop.router'"),
+        ({"dataset.min_total_records": 5000}, "fewer than dataset.min_total_records (5000)"),
+        ({"candidates.0.api_key_env": "NO_SUCH_KEY"}, "variable NO_SUCH_KEY is not set"),
+        ({"candidates": [{"model": "/nowhere"}]}, "model /nowhere: there is no such folder"),
+        ({"judge": {"model": "{tiny}", "cpus": 64}}, "needs 64 CPUs on one node; the cluster has"),
+    ],
+    ids=["no logs", "no workload", "too few", "no key", "no model", "too small"],
+)
+def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, logs: Path, address: str, settings: Json, said: str
+) -> None:
+    tiny = tiny_model(tmp_path / "tiny")
+    with FakeEndpoint(guess) as fake:
+        mine = bench(tmp_path, logs, [candidate(fake)])
+        values = {k: json.dumps(v).replace("{tiny}", str(tiny)) for k, v in settings.items()}
+        done = mine.ended(f"--address={address}", *(f"--set={k}={v}" for k, v in values.items()))
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert fake.requests == []
+
+
+def test_a_run_without_one_answer_has_failed_and_says_why(
+    tmp_path: Path, logs: Path, address: str
+) -> None:
+    with FakeEndpoint(lambda body: Reply({"error": {"message": "quota used up"}}, 403)) as fake:
+        mine = bench(tmp_path, logs, [candidate(fake, api_key_env=None)])
+        done = mine.ended(f"--address={address}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("flywheel: all 1 trials failed")
+    assert "quota used up" in done.stderr
+    assert "Traceback" not in done.stderr
+    note = mine.run.read_json("run.json")
+    assert note["status"] == "failed"
+    assert "quota used up" in note["error"]
+    (trial,) = mine.trials()
+    result = trial.read_json("result.json")
+    assert result["status"] == "failed"
+    assert "quota used up" in result["error"]
+    assert mine.run.read_json("leaderboard.json")["rows"][0]["rank"] is None
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C as a terminal does; what the run says, once nothing of it is left."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    gone, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+    assert gone
+    return err
+
+
+def slowly(answer: Callable[[Json], Json]) -> Callable[[Json], Json]:
+    def wait(body: Json) -> Json:
+        time.sleep(0.3)
+        return answer(body)
+
+    return wait
+
+
+def times_asked(fake: FakeEndpoint) -> Counter[str]:
+    return Counter(json.dumps(r.body["messages"]) for r in fake.requests)
+
+
+def test_a_run_stopped_twice_goes_on_and_asks_nothing_twice(tmp_path: Path, logs: Path) -> None:
+    with (
+        FakeEndpoint(guess) as quick,
+        FakeEndpoint(slowly(guess)) as slow,
+        FakeEndpoint(slowly(judge)) as rater,
+    ):
+        both = [candidate(quick, name="quick"), candidate(slow, name="slow", concurrency=1)]
+        mine = bench(tmp_path, logs, both, judge=judged_by(rater, concurrency=1))
+
+        process = mine.start()
+        wait_for(lambda: len(slow.requests) >= 3)
+        said = interrupt(process)
+        assert "--resume" in said
+        assert mine.run.read_json("run.json")["status"] == "interrupted"
+
+        process = mine.start("--resume")
+        wait_for(lambda: len(rater.requests) >= 5)
+        interrupt(process)
+        assert len(mine.runs) == 1
+
+        done = mine.ended("--resume", "--json")
+        assert done.returncode == 0, done.stderr
+        assert len(mine.runs) == 1
+        assert mine.run.read_json("run.json")["status"] == "succeeded"
+
+    assert set(times_asked(quick).values()) == {1}
+    assert len(times_asked(quick)) == len(times_asked(slow)) == EVAL_SIZE
+    # What was in flight when the run was stopped, or waited for its shard in a killed worker.
+    assert sum(n - 1 for n in times_asked(slow).values()) <= 4
+    assert sum(n - 1 for n in times_asked(rater).values()) <= 1
+    assert [row["rank"] for row in json.loads(done.stdout)["rows"]] == [1, 2]
+    assert mine.ended("--resume").returncode == 2  # there is nothing left to go on with
