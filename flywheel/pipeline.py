@@ -35,7 +35,7 @@ from flywheel import (
 from flywheel.cluster import Needs, connect
 from flywheel.config import CandidateConfig, Experiment, JudgeConfig, ModelConfig, as_list
 from flywheel.datasets import Manifest
-from flywheel.errors import FlywheelError, Interrupted, RequestError
+from flywheel.errors import FlywheelError, Interrupted
 from flywheel.inference import read as read_completions
 from flywheel.judging import METRIC as SIMILARITY
 from flywheel.judging import Judge
@@ -115,6 +115,8 @@ class _Run:
         self.show = display.update
         self.desk = Desk(Storage(experiment.storage), run_id)
         self.tracker = Tracker(experiment, run_id, self.desk.storage)
+        self.recording = False
+        """Whether MLflow knows of the run."""
         self.started = _now()
 
     def go(self, address: str | None) -> Outcome:
@@ -123,13 +125,12 @@ class _Run:
         try:
             with connect(address) as self.cluster:
                 self._check()
+                self.desk.run.write_bytes("experiment.yaml", config.dump(self.experiment).encode())
                 self._note("running")
                 return self._turn()
         except KeyboardInterrupt:
-            self._end("interrupted", "interrupted")
-            raise Interrupted(f"stopped; go on with: --resume {self.run_id}") from None
-        except RequestError:
-            raise
+            self._end("interrupted", "stopped by the user")
+            raise Interrupted("stopped; the same command with --resume goes on from here") from None
         except FlywheelError as error:
             self._end("failed", str(error))
             raise
@@ -139,8 +140,8 @@ class _Run:
         manifest = curation.curate(experiment, desk.storage, self.show)
         planned = trials.plan(experiment, manifest.fingerprint)
         self._note("running", dataset=manifest.fingerprint, trials=len(planned))
-        desk.run.write_bytes("experiment.yaml", config.dump(experiment).encode())
         self.tracker.start(manifest.to_json())
+        self.recording = True
 
         with ExitStack() as cleanup:
             if not self.cluster.ours:  # a Ray of our own takes Serve down with it
@@ -395,8 +396,11 @@ class _Run:
         )
 
     def _end(self, status: str, error: str) -> None:
-        self._note(status, error)
-        self.tracker.finish(None, None, status)
+        """Leave word of a bad end; a request refused before any work leaves nothing."""
+        if self.desk.run.exists("run.json"):
+            self._note(status, error)
+        if self.recording:
+            self.tracker.finish(None, None, status)
 
 
 def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> None:
