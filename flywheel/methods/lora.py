@@ -211,4 +211,5 @@ def _save(model: Any, folder: Path, base_model: str) -> None:
     """Write the adapter; it names its base by id, not by this machine's path."""
     with boundary(TrainingError, f"writing the adapter to {folder}"):
         model.peft_config["default"].base_model_name_or_path = base_model
-        model.save_pretrained(str(folder), safe_serialization=True)
+        # "auto" would ask the hub what the base's vocabulary is; embeddings are never trained here.
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
