@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 
 from flywheel.config import JudgeConfig
 from flywheel.inference import Ask, ask_all
-from flywheel.rendering import query_of, text_of
+from flywheel.rendering import query_of
+from flywheel.scoring.text import text_of
 from flywheel.serving import Endpoint
 from flywheel.statistics import roc_auc
 from flywheel.storage import Storage

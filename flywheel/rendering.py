@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel.errors import TrainingError, boundary
+from flywheel.scoring.text import text_of
 from flywheel.types import Json, Record
 
 _PROBE_TOOL: Json = {
@@ -38,7 +39,7 @@ class Example:
 
 
 def _shaped(message: Json) -> Json:
-    """Shape one OpenAI message for chat templates: text content, arguments as objects.
+    """Shape one OpenAI message for chat templates as vLLM does: text content, arguments as objects.
 
     Logged arguments are JSON strings; a template would encode them a second time.
     """
@@ -46,14 +47,6 @@ def _shaped(message: Json) -> Json:
     if message.get("tool_calls"):
         shaped["tool_calls"] = [_parsed_call(call) for call in message["tool_calls"]]
     return shaped
-
-
-def text_of(message: Json) -> str:
-    """The text of a message's content, whether logged as a string, as parts, or as null."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-    return content or ""
 
 
 def query_of(record: Record) -> str:

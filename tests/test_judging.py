@@ -280,4 +280,4 @@ def test_the_judge_sees_what_the_user_asked_last() -> None:
         {"role": "tool", "content": "a result"},
     ]
     record = Record(0.0, "w", "c", {"messages": messages}, {"choices": [{"message": {}}]})
-    assert query_of(record) == "last"
+    assert query_of(record) == "la\nst"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from flywheel.errors import TrainingError
-from flywheel.rendering import Renderer, query_of, text_of
+from flywheel.rendering import Renderer, query_of
+from flywheel.scoring.text import text_of
 from flywheel.testing import TRACK_ORDER, sample_record, text_reply, tiny_model, tool_reply
 from flywheel.types import Json, Record
 
@@ -125,9 +126,8 @@ def test_logged_arguments_are_not_encoded_twice(plain: Renderer, able: Renderer)
 
 def test_content_may_be_null_parts_or_text(plain: Renderer) -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "image_url"}, {"type": "text", "text": "lo"}]
-    assert said(plain, [user(parts)]) == said(plain, [user("Hello")])
+    assert said(plain, [user(parts)]) == said(plain, [user("Hel\nlo")])
     assert said(plain, [user(None)]) == said(plain, [user("")])
-    assert text_of({"role": "assistant"}) == ""
 
 
 def test_no_message_to_ask_about_is_an_empty_query() -> None:

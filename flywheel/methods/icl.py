@@ -13,7 +13,8 @@ from pathlib import Path
 
 from flywheel.errors import EngineError, boundary
 from flywheel.methods import base
-from flywheel.rendering import query_of, text_of
+from flywheel.rendering import query_of
+from flywheel.scoring.text import text_of
 from flywheel.types import Json, Record
 
 _HEADER = (
