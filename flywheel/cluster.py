@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,9 +82,11 @@ def connect(address: str | None = None) -> Iterator[Cluster]:
     Raises:
         ClusterError: There is no cluster at the address.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _knock(address)
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS")
     options: Json = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         cores = max(2, os.cpu_count() or 2)
@@ -108,6 +111,15 @@ def describe(*, ours: bool) -> Cluster:
     heads = [node for node in nodes if "node:__internal_head__" in node["Resources"]] or nodes
     nodes.sort(key=lambda node: node is not heads[0])
     return Cluster([node["Resources"] for node in nodes], heads[0]["NodeManagerAddress"], ours)
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens at ``host:port``: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or "://" in host:
+        return  # "auto", or a URL that Ray may know
+    with boundary(ClusterError, f"joining the Ray cluster at {address}"):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def _fits(needs: Needs, node: dict[str, float]) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
-from flywheel.cluster import Cluster, Needs
+from flywheel.cluster import Cluster, Needs, connect
 from flywheel.config import LoraConfig, ModelConfig
 from flywheel.errors import ClusterError
 
@@ -92,3 +93,19 @@ def test_what_no_node_can_hold_is_refused_with_needs_and_what_is_there(
 ) -> None:
     with pytest.raises(ClusterError, match=re.escape(said)):
         cluster(*nodes).require(needs, "the engine")
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_nobody_at_the_address_is_said_at_once(
+    by_variable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "127.0.0.1:9"
+    if by_variable:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    started = time.monotonic()
+    with (
+        pytest.raises(ClusterError, match="refused while joining the Ray cluster at 127.0.0.1:9"),
+        connect(None if by_variable else address),
+    ):
+        pass
+    assert time.monotonic() - started < 5
