@@ -316,6 +316,22 @@ def test_results_can_be_read_again(finished: Finished) -> None:
     assert json.loads(done.stdout) == json.loads(finished.out)
 
 
+def test_doctor_looks_at_the_cluster_and_says_what_it_found(address: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flywheel", "doctor", "--json", f"--address={address}"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    checks = {check["what"]: check for check in json.loads(done.stdout)}
+    assert {"flywheel", "Python", "ray", "vllm", "free memory", "free disk"} <= checks.keys()
+    assert checks["Ray cluster"]["found"] == "joined: a node with 2 CPUs and 0 GPUs"
+    assert done.returncode == (0 if all(check["good"] for check in checks.values()) else 1)
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
