@@ -80,7 +80,8 @@ def run(
     if not verbose:
         os.environ.setdefault("TQDM_DISABLE", "1")
         logging.disable(logging.WARNING)
-    err.print(f"run [bold]{run_id}[/] in {Storage(loaded.storage).url}", highlight=False)
+    where = f"run [bold]{run_id}[/] in {Storage(loaded.storage).url}"
+    err.print(where, highlight=False, soft_wrap=True)
     shown = display(err)
     try:
         outcome = pipeline.run(loaded, run_id, address, shown)

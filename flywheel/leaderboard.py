@@ -184,6 +184,11 @@ def verdict(board: Leaderboard) -> str:
     return f"{head} The threshold of {board.threshold:g} is reached by {count}; people decide."
 
 
+def decimal(value: float | None) -> str:
+    """Two decimals, or a dash for what is not known."""
+    return NONE if value is None else f"{value:.2f}"
+
+
 def interval(figure: Estimate) -> str:
     """An estimate as ``0.71 [0.62, 0.79]``."""
     if figure.value is None:
@@ -248,7 +253,7 @@ def _title(board: Leaderboard, metric: str) -> str:
     if metric != JUDGED_METRIC or board.calibration is None:
         return metric
     trust = "" if board.calibration["trusted"] else ", not trusted"
-    return f"{metric} (judge AUC {board.calibration['auc']:.2f}{trust})"
+    return f"{metric} (judge AUC {decimal(board.calibration['auc'])}{trust})"
 
 
 def _cells(board: Leaderboard, row: Row, metrics: Sequence[str]) -> list[str]:

@@ -118,6 +118,7 @@ class _Run:
         self.recording = False
         """Whether MLflow knows of the run."""
         self.started = _now()
+        self.commit = _commit()
 
     def go(self, address: str | None) -> Outcome:
         """Do everything, and leave word of how it ended."""
@@ -370,7 +371,7 @@ class _Run:
     def _provenance(self) -> Json:
         return {
             "date": self.started[:10],
-            "commit": _commit(),
+            "commit": self.commit,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
             "versions": {
                 "flywheel": __version__,

@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from flywheel.config import Experiment, dump
-from flywheel.leaderboard import Leaderboard, Row, money, table, verdict
+from flywheel.leaderboard import Leaderboard, Row, decimal, money, table, verdict
 from flywheel.scoring.text import text_of
 from flywheel.types import Completion, Json, Record, Score
 
@@ -91,6 +91,7 @@ def render(
     columns, rows = table(board)
     return _template().render(
         board=board,
+        decimal=decimal,
         manifest=manifest,
         experiment=experiment,
         verdict=verdict(board),

@@ -152,6 +152,15 @@ def test_an_untrusted_judge_is_marked_and_none_is_said():
     assert "No judge took part." in page_of(run, board)
 
 
+def test_a_judge_that_gave_no_verdict_still_leaves_a_report():
+    run = a_sample_run()
+    silent = {"auc": None, "n": 0, "trusted": False, "mean_same": None, "mean_shuffled": None}
+    board = dataclasses.replace(run.board, calibration={**run.board.calibration, **silent})
+    page = page_of(run, board)
+    assert "with an AUC of –" in page
+    assert "judge AUC –, not trusted" in page
+
+
 def test_a_run_without_any_result_still_has_a_report():
     run = a_sample_run()
     page = page_of(run, Leaderboard("exact_match", 0.9, []))
