@@ -142,7 +142,7 @@ def test_markdown_carries_where_the_figures_come_from():
     text = to_markdown(a_sample_run().board)
     for part in ("2026-11-24", "1a2b3c4", "9f3c2a71d0b4e685", "95 %"):
         assert part in text
-    assert "lora · learning_rate=0.001 rank=16" in text
+    assert "lora lr=0.001 r=16" in text
 
 
 def test_a_label_cannot_break_the_markdown_table():
