@@ -30,6 +30,8 @@ def cluster() -> Iterator[dict[str, str]]:
     dashboard = free_port()
     environment = {
         **os.environ,
+        # As where the environment is activated: a job's `python` is the one that has flywheel.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
