@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,6 +62,17 @@ class Cluster:
         if not any(_fits(needs, node) for node in self.nodes):
             raise ClusterError(f"{what} needs {needs} on one node; the cluster has {self}")
 
+    def require_key(self, name: str | None) -> None:
+        """Check that workers find a key in their environment, which need not be the driver's.
+
+        Raises:
+            ClusterError: They do not.
+        """
+        if name and not self.ours and not _on_a_worker(_has_key, name):
+            raise ClusterError(
+                f"api_key_env: the environment variable {name} is not set on the cluster's workers"
+            )
+
     def __str__(self) -> str:
         return "; ".join(_describe(node) for node in self.nodes) or "no nodes"
 
@@ -111,6 +122,17 @@ def describe(*, ours: bool) -> Cluster:
     heads = [node for node in nodes if "node:__internal_head__" in node["Resources"]] or nodes
     nodes.sort(key=lambda node: node is not heads[0])
     return Cluster([node["Resources"] for node in nodes], heads[0]["NodeManagerAddress"], ours)
+
+
+def _on_a_worker(function: Callable[[str], bool], argument: str) -> bool:
+    import ray
+
+    answer: bool = ray.get(ray.remote(num_cpus=0)(function).remote(argument))
+    return answer
+
+
+def _has_key(name: str) -> bool:
+    return bool(os.environ.get(name, "").strip())
 
 
 def _knock(address: str) -> None:

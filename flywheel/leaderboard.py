@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from flywheel.config import RankingConfig
 from flywheel.statistics import Difference, holm, paired_difference
@@ -29,7 +29,8 @@ class Row:
     """``None`` for a trial that failed or that the ranking metric scored nowhere."""
     result: TrialResult
     difference: Difference | None = None
-    """This trial less the best one, paired; ``None`` for the best and for unranked trials."""
+    """This trial less the best one, paired, its p-value corrected for the number of comparisons
+    (Holm); ``None`` for the best and for unranked trials."""
     tie_with_best: bool = False
     """Not distinguishable from the best at 5 % (Holm over the board)."""
     promising: bool = False
@@ -211,7 +212,8 @@ def _compare(
     rows = [Row(1, ranked[0], promising=promising[0])]
     for place, (difference, p_value) in enumerate(zip(differences, adjusted, strict=True), 1):
         tie = p_value >= SIGNIFICANCE
-        rows.append(Row(place + 1, ranked[place], difference, tie, promising[place]))
+        corrected = replace(difference, p_value=p_value)
+        rows.append(Row(place + 1, ranked[place], corrected, tie, promising[place]))
     return rows
 
 

@@ -173,9 +173,12 @@ class _Run:
         """Refuse what cannot end well: no room, no weights, no key."""
         self.show("checking the request", 0, 0)
         experiment = self.experiment
-        for model in [*experiment.candidates, *([experiment.judge] if experiment.judge else [])]:
+        judge = experiment.judge
+        for model in [*experiment.candidates, *([judge] if judge else [])]:
             if model.remote:
                 config.secret(model.api_key_env)
+                if model is not judge:  # the pipeline asks the judge, workers ask candidates
+                    self.cluster.require_key(model.api_key_env)
                 continue
             models.available(model.model)
             self.cluster.require(self.cluster.engine_needs(model), f"the engine of {model.model}")
@@ -259,6 +262,8 @@ class _Run:
         if judge_config is None:
             return None
         answered = [t for t in planned if self.desk.folder(t).exists("answers.json")]
+        if not answered:
+            return None
         waiting = self._without(answered, f"scores/{SIMILARITY}.jsonl")
         if waiting or not self.desk.run.exists("calibration.json"):
             with ExitStack() as held:

@@ -11,11 +11,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 class Display(Protocol):
@@ -38,6 +40,14 @@ class Silent:
         """Do nothing."""
 
 
+class _Count(MofNCompleteColumn):
+    """``3/10``; nothing while it is not known of how many."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text for one bar."""
+        return Text() if task.total is None else super().render(task)
+
+
 class Bars:
     """Bars that stay, each with its time, as a record of the run."""
 
@@ -46,7 +56,7 @@ class Bars:
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Count(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -61,7 +71,7 @@ class Bars:
                 if not task.finished:
                     reached = task.completed or 1
                     self._progress.update(task.id, total=reached, completed=reached)
-            self._tasks[stage] = self._progress.add_task(stage)
+            self._tasks[stage] = self._progress.add_task(stage, total=None)
         self._progress.update(self._tasks[stage], completed=done, total=total or None)
 
     def close(self) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from flywheel.errors import TrainingError
 from flywheel.methods.lora import summed_loss
-from flywheel.methods.packing import pack, shared_prefix, split_rows
+from flywheel.methods.packing import attend, attention, pack, shared_prefix, split_rows
 from flywheel.rendering import Example
 from flywheel.testing import tiny_model
 
@@ -57,6 +58,7 @@ def loss_alone(model: Any, one: Example) -> Any:
     """The textbook way: one row, causal attention, loss on the answer's tokens."""
     import torch
 
+    model.get_base_model().set_attn_implementation("sdpa")
     ids = torch.tensor([one.ids])
     logits = model(input_ids=ids, use_cache=False).logits[0]
     predicted = logits[one.answer_start - 1 : -1].float()
@@ -78,6 +80,7 @@ def test_loss_and_gradients_are_those_of_the_rows_alone(
 ) -> None:
     import torch
 
+    model.get_base_model().set_attn_implementation(attention())
     packed = sum(summed_loss(model, pack(part), "cpu") for part in split_rows(rows, limit))
     alone = sum(loss_alone(model, one) for one in rows)
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
@@ -117,16 +120,33 @@ def test_positions_restart_after_the_prefix_and_targets_are_the_answers() -> Non
     assert batch.targets.tolist() == [11, 12, 13]
 
 
-def test_a_row_sees_the_prefix_and_itself_only() -> None:
-    mask = pack([row([5, 6, 7, 11], 3), row([5, 6, 8, 12], 3)]).mask[0, 0].int().tolist()
-    assert mask == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 1, 1],
-    ]
+@settings(deadline=None)
+@given(rows=rows_of_a_batch(), groups=st.sampled_from([1, 2, 4]))
+def test_a_row_sees_the_prefix_and_itself_only(rows: list[Example], groups: int) -> None:
+    import torch
+
+    batch = pack(rows)
+    owner = torch.tensor(
+        [0] * batch.prefix + [r for r, n in enumerate(batch.rows, 1) for _ in range(n)]
+    )
+    seen = (owner[:, None] == owner) | (owner == 0)
+    query = torch.randn(1, 4, batch.tokens, 8)
+    key, value = torch.randn(2, 1, groups, batch.tokens, 8)
+    got, _ = attend(None, query, key, value, None, batch=batch)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, seen.tril(), enable_gqa=True
+    )
+    torch.testing.assert_close(got, wanted.transpose(1, 2))
+
+
+@pytest.mark.parametrize("kind", [{"softcap": 50.0}, {"s_aux": object()}, {"sliding_window": 3}])
+def test_attention_of_another_kind_is_refused(kind: dict[str, object]) -> None:
+    import torch
+
+    batch = pack([row([5, 6, 7, 11], 3), row([5, 6, 8, 12], 3)])
+    some = torch.randn(1, 1, batch.tokens, 8)
+    with pytest.raises(TrainingError, match="does not cover"):
+        attend(None, some, some, some, None, batch=batch, **kind)
 
 
 @settings(deadline=None)

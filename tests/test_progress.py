@@ -56,3 +56,4 @@ def test_a_bar_ends_when_the_next_stage_begins_and_all_stay() -> None:
     assert "✓ reading logs" in last
     assert "3/3" in last
     assert "2/4" in last
+    assert "0/" not in last

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel.errors import TrainingError, boundary
-from flywheel.methods.packing import Batch, pack, split_rows
+from flywheel.methods.packing import Batch, attention, pack, split_rows
 from flywheel.rendering import Example, Renderer
 from flywheel.types import Json, Record
 
@@ -124,7 +124,7 @@ def _adapted(model_folder: Path, parameters: Json) -> Any:
         base = AutoModelForCausalLM.from_pretrained(
             str(model_folder),
             dtype=torch.bfloat16,
-            attn_implementation="sdpa",  # takes the packed mask; flash attention does not
+            attn_implementation=attention(),
             trust_remote_code=False,
             use_safetensors=True,
         )
@@ -188,7 +188,7 @@ def summed_loss(model: Any, batch: Batch, device: Any) -> Any:
     logits = model(
         input_ids=batch.input_ids.to(device),
         position_ids=batch.position_ids.to(device),
-        attention_mask=batch.mask.to(device),
+        batch=batch,
         logits_to_keep=batch.predict_at.to(device),
         use_cache=False,
     ).logits

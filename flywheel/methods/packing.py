@@ -2,18 +2,19 @@
 
 Rows of one workload start alike: the same system message and tool list, often four fifths of all
 tokens. A packed batch is that prefix followed by every row's own remainder; positions restart
-after the prefix, and an attention mask lets each remainder see the prefix and itself only. Every
-token therefore has exactly the context it would have alone, so loss and gradients are those of the
-padded batch (a test compares them) at a fraction of the tokens. The tree-shaped mask is the one of
-tree attention (Miao et al., 2023, SpecInfer, arXiv:2305.09781), used here for training.
+after the prefix, and attention lets each remainder see the prefix and itself only. Every token
+therefore has exactly the context it would have alone, so loss and gradients are those of the
+padded batch (a test compares them) at a fraction of the tokens. It is the tree attention of
+Miao et al., 2023, SpecInfer, arXiv:2305.09781, for a tree of one branching, used for training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from flywheel.errors import TrainingError
 from flywheel.rendering import Example
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ class Batch:
     """(1, T) token ids."""
     position_ids: torch.Tensor
     """(1, T) each token's position in its own row."""
-    mask: torch.Tensor
-    """(1, 1, T, T) true where the row token may attend to the column token."""
+    prefix: int
+    """Tokens that all rows share, at the front."""
+    rows: tuple[int, ...]
+    """Each row's own tokens after the prefix, at least one each."""
     predict_at: torch.Tensor
     """(A,) places in T whose next token is to be learned."""
     targets: torch.Tensor
@@ -58,23 +61,19 @@ def pack(examples: Sequence[Example]) -> Batch:
     prefix = shared_prefix(examples)
     ids = list(examples[0].ids[:prefix])
     positions = list(range(prefix))
-    rows = [0] * prefix  # which row a token belongs to; 0 is the prefix, seen by all
     predict_at: list[int] = []
     targets: list[int] = []
-    for row, example in enumerate(examples, start=1):
+    for example in examples:
         offset = len(ids) - prefix  # token i of this row stands at offset + i
         ids += example.ids[prefix:]
         positions += range(prefix, len(example.ids))
-        rows += [row] * (len(example.ids) - prefix)
         predict_at += range(offset + example.answer_start - 1, offset + len(example.ids) - 1)
         targets += example.ids[example.answer_start :]
-    row = torch.tensor(rows)
-    causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-    visible = causal & ((row[:, None] == row[None, :]) | (row[None, :] == 0))
     return Batch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
-        mask=visible[None, None],
+        prefix=prefix,
+        rows=tuple(len(example.ids) - prefix for example in examples),
         predict_at=torch.tensor(predict_at),
         targets=torch.tensor(targets),
     )
@@ -93,6 +92,82 @@ def split_rows(examples: Sequence[Example], max_tokens: int) -> list[list[Exampl
         packs[-1].append(example)
         size += own
     return packs
+
+
+def attention() -> str:
+    """The name under which transformers finds `attend`."""
+    from transformers import AttentionInterface
+
+    name = "flywheel_packed"
+    AttentionInterface.register(name, attend)
+    return name
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    batch: Batch,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one packed batch, in the form transformers calls.
+
+    The prefix attends to itself; all rows together, padded to the longest, attend to the prefix
+    and each to itself. A masked square over all T tokens would compute mostly what it then hides.
+
+    Args:
+        module: The layer.
+        query: (1, heads, T, width).
+        key: (1, groups, T, width): each serves heads / groups heads.
+        value: As ``key``.
+        attention_mask: Not used; ``batch`` says who sees whom.
+        batch: What the T tokens are.
+        dropout: Probability of dropping an attention weight.
+        scaling: Factor of the logits; by default 1 / sqrt(width).
+        others: What a model's attention may want besides.
+
+    Returns:
+        (1, T, heads, width), and no attention weights.
+
+    Raises:
+        TrainingError: The model's attention is of a kind that this is not.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.nn.utils.rnn import pad_sequence
+
+    window = others.get("sliding_window")
+    longest = max(batch.rows)
+    if any(others.get(name) is not None for name in ("softcap", "s_aux")) or (
+        window is not None and batch.prefix + longest > window
+    ):
+        raise TrainingError(
+            f"{type(module).__name__}: LoRA training here does not cover attention with soft caps, "
+            "sinks, or a window shorter than a training row"
+        )
+    repeats = query.shape[1] // key.shape[1]
+    q, k, v = query[0], *(x[0].repeat_interleave(repeats, 0) for x in (key, value))
+    at = batch.prefix
+    common = scaled_dot_product_attention(
+        q[None, :, :at], k[None, :, :at], v[None, :, :at], None, dropout, True, scale=scaling
+    )
+
+    def own(x: torch.Tensor) -> torch.Tensor:
+        rows = x[:, at:].transpose(0, 1).split(batch.rows)
+        return pad_sequence(rows, batch_first=True).transpose(1, 2)  # (rows, heads, longest, width)
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[None, :, :at].expand(len(batch.rows), -1, -1, -1), own(x)], dim=2)
+
+    visible = torch.ones(longest, at + longest, dtype=torch.bool, device=q.device).tril(at)
+    rows = scaled_dot_product_attention(own(q), seen(k), seen(v), visible, dropout, scale=scaling)
+    parts = [row[:, :length] for row, length in zip(rows, batch.rows, strict=True)]
+    return torch.cat([common[0], *parts], dim=1).transpose(0, 1)[None].contiguous(), None
 
 
 def _agree(a: list[int], b: list[int], limit: int) -> int:

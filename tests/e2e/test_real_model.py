@@ -24,7 +24,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dataset.eval_size": EVAL,
         "methods.icl": None,
         "methods.lora.learning_rate": 0.002,
-        "methods.lora.max_train_records": 320,
+        "methods.lora.max_train_records": 256,
         "judge.calibration_pairs": 15,
     }
     settings = [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]

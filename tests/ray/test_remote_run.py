@@ -339,17 +339,18 @@ def test_doctor_looks_at_the_cluster_and_says_what_it_found(address: str) -> Non
         ({"workload": "shop.nope"}, "no record of shop.nope; there are 'shop.router'"),
         ({"dataset.min_total_records": 5000}, "fewer than dataset.min_total_records (5000)"),
         ({"candidates.0.api_key_env": "NO_SUCH_KEY"}, "variable NO_SUCH_KEY is not set"),
+        ({"candidates.0.api_key_env": "SHOP_KEY"}, "SHOP_KEY is not set on the cluster's workers"),
         ({"candidates": [{"model": "/nowhere"}]}, "model /nowhere: there is no such folder"),
         ({"judge": {"model": "{tiny}", "cpus": 64}}, "needs 64 CPUs on one node; the cluster has"),
     ],
-    ids=["no logs", "no workload", "too few", "no key", "no model", "too small"],
+    ids=["no logs", "no workload", "too few", "no key", "key here only", "no model", "too small"],
 )
 def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_code_2(
     tmp_path: Path, logs: Path, address: str, settings: Json, said: str
 ) -> None:
     tiny = tiny_model(tmp_path / "tiny")
     with FakeEndpoint(guess) as fake:
-        mine = bench(tmp_path, logs, [candidate(fake)])
+        mine = bench(tmp_path, logs, [candidate(fake, api_key_env=None)])
         values = {k: json.dumps(v).replace("{tiny}", str(tiny)) for k, v in settings.items()}
         done = mine.ended(f"--address={address}", *(f"--set={k}={v}" for k, v in values.items()))
     assert done.returncode == 2
