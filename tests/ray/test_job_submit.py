@@ -39,6 +39,9 @@ def cluster() -> Iterator[dict[str, str]]:
     starting = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     command += [f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    # By default those of any other Ray on this machine: then no agent would take a job.
+    own = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
+    command += [f"--{name}={free_port()}" for name in (*own, "ray-client-server-port")]
     head = subprocess.Popen(
         command, env=starting, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
