@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check format install lock clean
+.PHONY: demo test test-fast bench-curation check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -14,6 +14,9 @@ test: install  ## Every tier: pure, Ray, services, whole jobs.
 
 test-fast: install  ## The pure tests: seconds.
 	$(BIN)/python -m pytest -m "not ray and not services and not e2e"
+
+bench-curation: install  ## Curation's speed and memory, 100,000 to 2,000,000 records (an hour).
+	$(BIN)/python -m tests.benchmarks.curation
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .

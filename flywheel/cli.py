@@ -12,7 +12,7 @@ import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,10 @@ from flywheel.errors import DataError, FlywheelError, RequestError
 from flywheel.progress import display
 from flywheel.storage import Storage
 from flywheel.stores import open_store
+
+if TYPE_CHECKING:
+    from flywheel.catalogue import Difference
+    from flywheel.datasets import Manifest
 
 app = typer.Typer(
     name="flywheel",
@@ -39,6 +43,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 StorageOption = Annotated[
     str, typer.Option("--storage", help="Folder or URL where runs are kept.", show_default=True)
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: methods.lora.rank=8."),
+]
+LogsOption = Annotated[str | None, typer.Option("--logs", help="Read logs from here instead.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster to join; default: RAY_ADDRESS, else none."),
+]
 
 
 def main() -> None:
@@ -54,32 +67,25 @@ def main() -> None:
 @app.command()
 def run(
     experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a field: methods.lora.rank=8."),
-    ] = None,
-    logs: Annotated[str | None, typer.Option(help="Read logs from here instead.")] = None,
+    settings: Settings = None,
+    logs: LogsOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the latest unfinished run of this file.")
     ] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else none.")
-    ] = None,
+    address: Address = None,
     verbose: Annotated[bool, typer.Option(help="Show the libraries' own logs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: curate, train, answer, score, judge, rank."""
     from flywheel import pipeline
 
-    overrides = [*(settings or []), *([f"logs={json.dumps(logs)}"] if logs else [])]
-    loaded = config.load(experiment, overrides)
+    loaded = config.load(experiment, _overrides(settings, logs))
     run_id = pipeline.unfinished_run(loaded) if resume else None
     if resume and run_id is None:
         raise RequestError(f"{experiment}: no unfinished run of it in {loaded.storage}")
     run_id = run_id or pipeline.new_run_id(loaded)
     if not verbose:
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        logging.disable(logging.WARNING)
+        _hush()
     where = f"run [bold]{run_id}[/] in {Storage(loaded.storage).url}"
     err.print(where, highlight=False, soft_wrap=True)
     shown = display(err)
@@ -113,6 +119,95 @@ def results(
         sys.stdout.write(leaderboard.to_markdown(board))
         return
     _print_board(folder, as_json=as_json)
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[str], typer.Argument(help="Files, folders, globs or URLs to read.")],
+    to: Annotated[str, typer.Option("--to", help="Log store: elasticsearch://host:9200/index.")],
+    workload_id: Annotated[str, typer.Option(help="For exports that name no workload.")] = "",
+    client_id: Annotated[str, typer.Option(help="For exports that name no client.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Load logs, or exports in another format, into a log store; twice changes nothing."""
+    from dataclasses import asdict
+    from functools import partial
+
+    from flywheel import ingest as loading
+
+    _hush()
+    shown = display(err)
+    try:
+        report = loading.ingest(
+            files,
+            to,
+            partial(shown.update, f"loading into {to}"),
+            workload_id=workload_id,
+            client_id=client_id,
+        )
+    finally:
+        shown.close()
+    if as_json:
+        _dump(asdict(report))
+        return
+    counts = f"{report.written} written, {report.unchanged} there already, {report.refused} refused"
+    mended = f", {report.mended} mended" if report.mended else ""
+    out.print(f"{report.lines} lines: {counts}{mended}", highlight=False)
+    if report.listed:
+        table = Table("refused", "at", "why")
+        for one in report.listed[:20]:
+            table.add_row(_escape(one.source), str(one.offset), _escape(one.reason))
+        out.print(table)
+
+
+@app.command()
+def curate(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    settings: Settings = None,
+    logs: LogsOption = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an experiment's dataset and nothing else; show what became of every line."""
+    from flywheel import curation
+    from flywheel.cluster import connect
+
+    loaded = config.load(experiment, _overrides(settings, logs))
+    storage = Storage(loaded.storage)
+    _hush()
+    shown = display(err)
+    try:
+        shown.update("starting Ray", 0, 0)
+        with connect(address):
+            manifest = curation.curate(loaded, storage, shown.update)
+    finally:
+        shown.close()
+    if as_json:
+        _dump(manifest.to_json())
+        return
+    _print_funnel(manifest)
+    out.print(f"dataset {storage.at('datasets', manifest.fingerprint).url}", soft_wrap=True)
+
+
+@app.command()
+def datasets(
+    compare: Annotated[
+        list[str] | None, typer.Argument(help="Two fingerprints (or their beginnings) to compare.")
+    ] = None,
+    storage: StorageOption = "flywheel-data",
+    as_json: AsJson = False,
+) -> None:
+    """List datasets; with two fingerprints, show what came in, what left, and what moved."""
+    from flywheel import catalogue
+
+    place = Storage(storage)
+    if not compare:
+        _print_datasets(catalogue.manifests(place), as_json=as_json)
+        return
+    if len(compare) != 2:
+        raise RequestError(f"datasets: name two to compare, not {len(compare)}")
+    old, new = (catalogue.find(place, name) for name in compare)
+    _print_difference(catalogue.difference(place, old, new), as_json=as_json)
 
 
 @app.command("sample-logs")
@@ -226,6 +321,82 @@ def _print_board(folder: Storage, *, as_json: bool) -> None:
     for sentence in (_judge_sentence(board.calibration), board.note, leaderboard.verdict(board)):
         if sentence:
             out.print(_escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _hush() -> None:
+    """Keep the libraries' own logs and bars off the terminal."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.disable(logging.WARNING)
+
+
+def _overrides(settings: list[str] | None, logs: str | None) -> list[str]:
+    return [*(settings or []), *([f"logs={json.dumps(logs)}"] if logs else [])]
+
+
+def _print_funnel(manifest: Manifest) -> None:
+    from flywheel.report import funnel
+
+    table = Table(
+        "", "", "records", "left before it", title=manifest.workload, title_justify="left"
+    )
+    table.columns[2].justify = "right"
+    for step in funnel(manifest.to_json()):
+        bar = "█" * max(1, round(step.share / 4)) if step.count else ""
+        table.add_row(step.name, f"[cyan]{bar}[/]", str(step.count), _escape(step.lost))
+    out.print(table)
+    leaks = sum(n for pair in manifest.leak_check.values() for n in pair.values())
+    sentences = [f"leaks   {leaks} shared requests or near-duplicate texts between splits"]
+    for name in ("rejected", "normalised", "masked"):
+        if counts := getattr(manifest, name):
+            listed = ", ".join(f"{reason} {n}" for reason, n in counts.items())
+            sentences.append(f"{name:<7} {listed}")
+    if manifest.contradictions["requests"]:
+        told = "{requests} requests were answered in several ways ({records} records)"
+        sentences.append(f"answers {told.format(**manifest.contradictions)}")
+    if manifest.rare_classes:
+        rare = ", ".join(f"{name} (not in {s})" for name, s in manifest.rare_classes.items())
+        sentences.append(f"rare    {rare[:400]}")
+    for sentence in sentences:
+        out.print(_escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _print_datasets(found: list[Manifest], *, as_json: bool) -> None:
+    if as_json:
+        _dump([manifest.to_json() for manifest in found])
+        return
+    from flywheel.datasets import SPLITS
+
+    table = Table("dataset", "workload", "client", *SPLITS, "unused", "from", "to")
+    for one in found:
+        first, last = one.time_ranges["curated"] or (None, None)
+        sizes = [str(n) for n in (*one.splits.values(), one.unused)]
+        name = [one.fingerprint, _escape(one.workload), _escape(one.client or "all")]
+        table.add_row(*name, *sizes, _day(first), _day(last))
+    out.print(table)
+
+
+def _print_difference(found: Difference, *, as_json: bool) -> None:
+    if as_json:
+        _dump(found.to_json())
+        return
+    from flywheel.datasets import SPLITS
+
+    table = Table("split", "before", "left", "came", "stayed", "after")
+    for split in SPLITS:
+        counts = (c.get(split, 0) for c in (found.left, found.came, found.stayed))
+        ends = found.old.splits[split], found.new.splits[split]
+        table.add_row(split, str(ends[0]), *map(str, counts), str(ends[1]))
+    out.print(table)
+    for move, count in sorted(found.moved.items()):
+        out.print(f"moved   {move}: {count}", highlight=False)
+    mixes = [m.class_mix["curated"] for m in (found.old, found.new)]
+    classes = Table("class", "before", "after")
+    for name in sorted({**mixes[0], **mixes[1]}):
+        shares = [f"{m.get(name, 0)} ({m.get(name, 0) / sum(m.values()):.1%})" for m in mixes]
+        classes.add_row(_escape(name[:60]), *shares)
+    out.print(classes)
+    for name, (before, after) in found.rule.items():
+        out.print(_escape(f"rule    {name}: {before} -> {after}"), highlight=False)
 
 
 def _judge_sentence(calibration: dict[str, Any] | None) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flywheel.errors import ConfigError
 from flywheel.types import Json
@@ -29,6 +30,10 @@ class _Model(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+def _seconds(moment: float | datetime | None) -> float | None:
+    return moment.timestamp() if isinstance(moment, datetime) else moment
 
 
 class TokenPrice(_Model):
@@ -123,10 +128,46 @@ class DatasetConfig(_Model):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Keep at most this many records (chosen by keyed hash, not by position)."""
     random_seed: int = 0
-    masking: bool = True
-    """Mask personal data before anything is written or sent."""
+    since: float | AwareDatetime | None = None
+    """Only records from this moment on: seconds since the epoch, or a date with its zone."""
+    until: float | AwareDatetime | None = None
+    """Only records before this moment."""
+    masking: bool | Literal["presidio"] = True
+    """Mask personal data before anything is written or sent; ``presidio`` also masks names, places
+    and organisations (extra ``presidio``)."""
+    schema_violations: Literal["reject", "keep"] = "reject"
+    """What to do with answers whose tool arguments contradict the tool's own JSON Schema."""
+    contradictions: Literal["newest", "majority", "reject"] = "newest"
+    """Which answer stays where the same request was answered in several ways."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.85
+    """Jaccard similarity from which two user texts are near-duplicates; ``null``: look for none."""
+    group_by: list[Literal["conversation_id", "session_id", "user"]] = [
+        "conversation_id",
+        "session_id",
+        "user",
+    ]
+    """What of the request's metadata keeps records on one side of the split."""
+    mode: Literal["stratified", "time", "frozen"] = "stratified"
+    """How eval is chosen: by class and hash; the newest records; or those of ``frozen_dataset``
+    that still exist, and fresh ones by class and hash."""
+    frozen_dataset: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    """Fingerprint of an earlier dataset in the same storage, for ``mode: frozen``."""
     label_limit: Annotated[int, Field(ge=0)] = 100
     """Text answers count as classes when a workload has at most this many distinct ones."""
+
+    @model_validator(mode="after")
+    def _one_mode(self) -> DatasetConfig:
+        if (self.mode == "frozen") != (self.frozen_dataset is not None):
+            raise ValueError("mode: frozen and frozen_dataset belong together")
+        since, until = self.window
+        if since is not None and until is not None and since >= until:
+            raise ValueError("since must lie before until")
+        return self
+
+    @property
+    def window(self) -> tuple[float | None, float | None]:
+        """``since`` and ``until`` in seconds since the epoch."""
+        return _seconds(self.since), _seconds(self.until)
 
 
 class BaseConfig(_Model):
@@ -134,11 +175,42 @@ class BaseConfig(_Model):
 
 
 class IclConfig(_Model):
-    """Few-shot prompting. A list is a grid: one trial per value."""
+    """Few-shot prompting with training records. A list is a grid: one trial per combination."""
 
     examples: Annotated[int, Field(ge=1, le=64)] | list[Annotated[int, Field(ge=1, le=64)]] = 3
-    embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Examples are the training records whose queries lie nearest by this model's cosine."""
+    """How many stand in a prompt; fewer where that many do not fit the context window."""
+    min_examples: Annotated[int, Field(ge=0, le=64)] = 1
+    """Results count the records whose prompts have room for fewer than this."""
+    selection: Literal["semantic_similarity", "lexical", "uniform_distribution"] = (
+        "semantic_similarity"
+    )
+    """Examples are the training records whose queries lie nearest by an embedding model's cosine,
+    or by BM25, which needs none; or each class gets equally many, whatever the query."""
+    embedding_model: str | None = "sentence-transformers/all-MiniLM-L6-v2"
+    """For ``semantic_similarity``; with ``null`` that is ``lexical``."""
+    relevance_ratio: (
+        Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]]
+    ) = 1.0
+    """Share of the examples that are simply the nearest. The rest show classes not shown yet, each
+    by its own nearest record: 0.7 of 3 are the 2 nearest and 1 of another class."""
+    max_context_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that prompt and answer may have together. Default: what the engine takes, for weights
+    served here; no limit for endpoints, whose prompts are counted by a cautious estimate."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> IclConfig:
+        fewest = min(as_list(self.examples), default=self.min_examples)
+        if self.min_examples > fewest:
+            raise ValueError(f"min_examples {self.min_examples} is more than examples ({fewest})")
+        if self.selection == "uniform_distribution" and as_list(self.relevance_ratio) != [1.0]:
+            raise ValueError("uniform_distribution knows no nearest; relevance_ratio is not for it")
+        return self
+
+    @property
+    def chosen_by(self) -> str:
+        """``selection`` as it is done: without an embedding model nothing is semantic."""
+        semantic = self.selection == "semantic_similarity"
+        return "lexical" if semantic and self.embedding_model is None else self.selection
 
 
 Rank = Annotated[int, Field(ge=1)]

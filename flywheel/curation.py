@@ -1,99 +1,82 @@
-"""From a log store to a Dataset on disk, with the lines read in parallel by Ray Data.
+"""From a log store to a Dataset on disk, in three passes over a cluster with Ray Data.
 
-Workers parse, filter and mask: raw text never leaves them. What comes back is one Arrow table of
-Records with their `Keys`, Rejections, and tallies. The driver decides by keys alone who is a
-duplicate and who stands where, and writes the splits as Parquet, the manifest last. Only keys
-become Python objects there; the Records stay Arrow.
+1. Readers parse, filter and mask their shards of the store (`flywheel.intake`), write the rows to
+   scratch parts and send back the rows' keys: raw text never leaves them.
+2. The driver decides by keys alone who is a duplicate and who stands where; near-duplicates that
+   the keys suggest are verified on their texts by workers.
+3. Writers take each split's rows out of the parts, in order of their ids, and write the shards; the
+   manifest comes last.
+
+Memory is bounded by shards and parts, not by the logs; the driver holds some 150 bytes a record.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
-from itertools import islice
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flywheel import __version__, datasets
-from flywheel.config import Experiment
-from flywheel.datasets import SPLITS, Division, Keys, Manifest
+from flywheel import __version__, datasets, shuffle
+from flywheel.config import DatasetConfig, Experiment
+from flywheel.datasets import SPLITS, Division, Keys, Manifest, minhash
+from flywheel.datasets import splits as splitting
+from flywheel.datasets.duplicates import Edges
+from flywheel.datasets.minhash import Banding
 from flywheel.errors import DataError, FlywheelError
-from flywheel.records import parse_line
-from flywheel.redaction import redact
+from flywheel.intake import REJECTIONS, ROWS, USAGE, Harvest, Intake, Tally
 from flywheel.storage import Storage
-from flywheel.stores import LogStore, open_store
-from flywheel.types import Json, Record, Rejection, content_hash
+from flywheel.stores import LogStore, Query, Shard, open_store
+from flywheel.types import Json, Record, canonical_bytes
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
 
-READING, WRITING = "reading logs", "writing dataset"
+READING, COMPARING, WRITING = "reading logs", "comparing texts", "writing dataset"
 
-_LINES_PER_TABLE = 2_000
+_PART_ROWS = 32_768
+_PART_BYTES = 64 * 2**20
 _ROWS_PER_SHARD = 10_000
+_SHARDS_PER_WRITER = 4
+_PAIRS_PER_TASK = 50_000
 _NAMES_SHOWN = 10
-
-_RECORD = pa.schema(
-    [
-        ("id", pa.string()),
-        ("timestamp", pa.float64()),
-        ("workload_id", pa.string()),
-        ("client_id", pa.string()),
-        ("request", pa.large_string()),
-        ("response", pa.large_string()),
-    ]
-)
-_REJECTION = pa.schema(
-    [
-        ("source", pa.string()),
-        ("position", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-_KEYS = [field.name for field in fields(Keys)]
-_USAGE = ("prompt_tokens", "completion_tokens")
-_ROW = pa.schema(
-    [
-        *_RECORD,
-        *_REJECTION,
-        *((name, pa.string()) for name in _KEYS if name not in _RECORD.names),
-        *((name, pa.int64()) for name in _USAGE),
-        ("tally", pa.string()),
-        ("part", pa.string()),
-    ]
-)
-"""One row is a Record (``id`` is set), a Rejection (``source`` is set), a tally (JSON)
-of the lines before it, or the end of a ``part``."""
 
 
 class _Logs:
-    """What the workers brought back."""
+    """What the readers brought back; record i stands in part ``part[i]`` at ``row[i]``."""
 
-    def __init__(self, rows: pa.Table) -> None:
-        self.records = rows.filter(rows["id"].is_valid())
-        self.keys = [Keys(**row) for row in self.records.select(_KEYS).to_pylist()]
-        rejections = rows.filter(rows["source"].is_valid()).select(_REJECTION.names)
-        order = [("source", "ascending"), ("position", "ascending")]
-        self.rejections = rejections.sort_by(order)
-        self.lines = 0
-        self.others: Counter[str] = Counter()
-        """Records of other workloads."""
-        self.other_clients: Counter[str] = Counter()
-        """Records of this workload by clients that were not asked for."""
-        self.masked: Counter[str] = Counter()
-        for tally in map(json.loads, rows["tally"].drop_null().to_pylist()):
-            self.lines += tally["lines"]
-            self.others.update(tally["others"])
-            self.other_clients.update(tally["other_clients"])
-            self.masked.update(tally["masked"])
+    def __init__(self, results: list[Json]) -> None:
+        results.sort(key=lambda result: result["part"])
+        self.tally = Tally()
+        for result in results:
+            self.tally.add(Tally.from_json(json.loads(result["tally"])))
+        filled = [result for result in results if result["part"]]
+        self.parts = [result["part"] for result in filled]
+        tables = [_from_bytes(result.pop("keys")) for result in filled]
+        sizes = [table.num_rows for table in tables]
+        self.part = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        self.row = np.concatenate([np.arange(n, dtype=np.int32) for n in [*sizes, 0]])
+        keys = pa.concat_tables(tables) if tables else None
+        self.keys = Keys.from_table(keys) if keys else Keys.of([])
+        self.usage = keys.select(USAGE).combine_chunks() if keys else pa.table({})
+        self.bands = _bands(keys) if keys else None
+        rejections = [_from_bytes(result.pop("rejections")) for result in results]
+        order = [("source", "ascending"), ("offset", "ascending")]
+        self.rejections = pa.concat_tables([REJECTIONS.empty_table(), *rejections]).sort_by(order)
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 def curate(experiment: Experiment, storage: Storage, progress: Progress | None = None) -> Manifest:
@@ -110,14 +93,19 @@ def curate(experiment: Experiment, storage: Storage, progress: Progress | None =
         DataError: No logs there, none of this workload, or too few of it.
     """
     tell = progress or (lambda stage, done, total: None)
-    logs = _Logs(_read(open_store(experiment.logs), experiment, tell))
-    _check_workload(experiment, logs)
-    division = _divide(experiment, logs.keys)
-    manifest = _manifest(experiment, logs, division)
-    folder = storage.at("datasets", manifest.fingerprint)
-    if not _holds(folder, manifest):
-        tables = {split: _split_table(logs.records, division, split) for split in SPLITS}
-        _write(folder, {**tables, "rejections": logs.rejections}, manifest, tell)
+    scratch = storage.at(f".scratch-{uuid.uuid4().hex}")
+    try:
+        logs = _read(open_store(experiment.logs), experiment, scratch, tell)
+        _check_workload(experiment, logs)
+        edges = _near_duplicates(logs, experiment.dataset, scratch, tell)
+        division = _divide(experiment, logs.keys, edges, storage)
+        manifest = _manifest(experiment, logs, edges, division)
+        folder = storage.at("datasets", manifest.fingerprint)
+        if not _holds(folder, manifest):
+            _write(folder, logs, division, scratch, tell)
+            folder.write_json("manifest.json", manifest.to_json())
+    finally:
+        scratch.remove("")
     return manifest
 
 
@@ -136,86 +124,104 @@ def load_split(storage: Storage, fingerprint: str, split: str) -> list[Record]:
     return [Record.from_row(row) for row in rows]
 
 
-def _read(store: LogStore, experiment: Experiment, tell: Progress) -> pa.Table:
-    """Read all parts in parallel; rows come back in no particular order."""
-    import ray.data
-
-    paths = store.paths()
-    tables, done = [_ROW.empty_table()], 0
-    tell(READING, 0, len(paths))
-    with _quiet(), _own_errors():
-        items = [{"path": path} for path in paths]
-        parts = ray.data.from_items(items, override_num_blocks=len(items))
-        parsed = parts.map_batches(
-            _parse_parts,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_args=(store, experiment.workload, experiment.client, experiment.dataset.masking),
-        )
-        for table in parsed.iter_batches(batch_size=None, batch_format="pyarrow"):
-            tables.append(table)
-            done += len(table["part"].drop_null())
-            tell(READING, done, len(paths))
-    return pa.concat_tables(tables).combine_chunks()
+# -- reading ---------------------------------------------------------------------------------
 
 
-def _parse_parts(
-    batch: pa.Table, store: LogStore, workload: str, client: str | None, masking: bool
-) -> Iterator[pa.Table]:
-    """Runs in a worker: whole parts of the store, in tables of bounded size."""
-    for path in batch["path"].to_pylist():
-        lines = store.read(path)
-        while chunk := list(islice(lines, _LINES_PER_TABLE)):
-            yield _parse_lines(chunk, path, workload, client, masking)
-        yield _table([{"part": path}])
+def _read(store: LogStore, experiment: Experiment, scratch: Storage, tell: Progress) -> _Logs:
+    """Read all shards in parallel."""
+    import ray
+
+    config = experiment.dataset
+    query = Query(experiment.workload, experiment.client, *config.window)
+    readers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    shards = store.shards(query, readers)
+    total, done = sum(shard.size for shard in shards), 0
+    tell(READING, 0, total)
+    options = {
+        "masking": config.masking,
+        "keep_violations": config.schema_violations == "keep",
+        "banding": _banding(config),
+    }
+    items = [{"number": number, **asdict(shard)} for number, shard in enumerate(shards)]
+    results = []
+    for result in _over(items, _read_shard, store, query, options, scratch):
+        done += result["size"]
+        tell(READING, done, total)
+        results.append(result)
+    return _Logs(results)
 
 
-def _parse_lines(
-    lines: list[tuple[int, bytes]], source: str, workload: str, client: str | None, masking: bool
-) -> pa.Table:
-    rows: list[Json] = []
-    others: Counter[str] = Counter()
-    other_clients: Counter[str] = Counter()
-    masked: Counter[str] = Counter()
-    for position, line in lines:
-        parsed = parse_line(line, source, position)
-        if isinstance(parsed, Rejection):
-            rows.append(asdict(parsed))
-        elif parsed.workload_id != workload:
-            others[parsed.workload_id] += 1
-        elif client is not None and parsed.client_id != client:
-            other_clients[parsed.client_id] += 1
-        else:
-            record, found = redact(parsed) if masking else (parsed, Counter[str]())
-            masked += found
-            rows.append(_row(record, datasets.conversation_of(parsed)))
-    tally = {"others": others, "other_clients": other_clients, "masked": masked}
-    return _table([*rows, {"tally": json.dumps({**tally, "lines": len(lines)})}])
+def _read_shard(
+    item: Json, store: LogStore, query: Query, options: Json, scratch: Storage
+) -> Iterator[Json]:
+    """Runs in a worker: one shard of the store, part by part; the last is told with its size."""
+    shard = Shard(item["source"], item["start"], item["end"], item["size"])
+    intake = Intake(query, **options)
+    gathered: list[Harvest] = []
+    count = 0
+    for chunk in store.scan(shard, query):
+        gathered.append(intake.take(chunk))
+        if _full(gathered):
+            yield _part(gathered, f"{item['number']:06d}-{count:06d}", scratch, 0)
+            gathered, count = [], count + 1
+    yield _part(gathered, f"{item['number']:06d}-{count:06d}", scratch, shard.size)
 
 
-def _row(record: Record, conversation: str) -> Json:
-    # Ids of two conversations may look alike once masked; unmasked they leave only as a hash.
-    keys = replace(Keys.of(record), conversation=conversation)
-    usage = {name: _tokens(record.usage.get(name)) for name in _USAGE}
-    return {**asdict(keys), **record.to_row(), **usage}
+def _full(gathered: list[Harvest]) -> bool:
+    rows = sum(harvest.rows.num_rows for harvest in gathered)
+    size: int = sum(harvest.rows.nbytes for harvest in gathered)
+    return bool(rows >= _PART_ROWS or size >= _PART_BYTES)
 
 
-def _tokens(value: Any) -> int | None:
-    counts = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-    return value if counts else None
+def _part(gathered: list[Harvest], name: str, scratch: Storage, size: int) -> Json:
+    """Write rows to a part, in order of their ids, and tell what is known of them."""
+    tally = Tally()
+    for harvest in gathered:
+        tally.add(harvest.tally)
+    rejections = pa.concat_tables(
+        [REJECTIONS.empty_table(), *(harvest.rejections for harvest in gathered)]
+    )
+    told = {
+        "rejections": _to_bytes(rejections),
+        "tally": json.dumps(tally.to_json()),
+        "size": size,
+    }
+    filled = [harvest for harvest in gathered if harvest.rows.num_rows]
+    if not filled:
+        return {"part": "", "keys": b"", **told}
+    keys = pa.concat_tables([harvest.keys for harvest in filled])
+    order = pc.sort_indices(keys["id"])
+    rows = pa.concat_tables([harvest.rows for harvest in filled]).unify_dictionaries()
+    shuffle.write_part(scratch, name, rows.combine_chunks().take(order))
+    return {"part": name, "keys": _to_bytes(keys.take(order)), **told}
 
 
-def _table(rows: list[Json]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=_ROW)
+def _banding(config: DatasetConfig) -> Banding | None:
+    threshold = config.near_duplicates
+    return None if threshold is None else Banding.for_threshold(threshold)
+
+
+def _bands(keys: pa.Table) -> npt.NDArray[np.uint32] | None:
+    if "bands" not in keys.column_names:
+        return None
+    lists = keys["bands"].combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), -1)  # type: ignore[no-any-return]
+
+
+# -- deciding --------------------------------------------------------------------------------
 
 
 def _check_workload(experiment: Experiment, logs: _Logs) -> None:
-    if logs.keys:
+    if len(logs):
         return
+    tally = logs.tally
     wanted = f"{experiment.logs}: no record of {experiment.workload}"
-    if logs.other_clients:
-        raise DataError(f"{wanted} by {experiment.client}; {_names(logs.other_clients)}")
-    raise DataError(f"{wanted}; {_names(logs.others)}")
+    if tally.outside:
+        raise DataError(f"{wanted} from since to until; there are {tally.outside} outside")
+    if tally.other_clients:
+        raise DataError(f"{wanted} by {experiment.client}; {_names(tally.other_clients)}")
+    raise DataError(f"{wanted}; {_names(tally.others)}")
 
 
 def _names(counts: Counter[str]) -> str:
@@ -224,52 +230,134 @@ def _names(counts: Counter[str]) -> str:
     return f"there are {', '.join(shown)}{more}" if shown else "there are no valid records at all"
 
 
-def _divide(experiment: Experiment, keys: list[Keys]) -> Division:
+def _near_duplicates(logs: _Logs, config: DatasetConfig, scratch: Storage, tell: Progress) -> Edges:
+    """Verified near-duplicates: positions of two records, one for each distinct text."""
+    none = np.empty((0, 2), np.int64)
+    if config.near_duplicates is None or logs.bands is None:
+        return none
+    texts, first = np.unique(logs.keys.text, return_index=True)
+    first = first[texts != 0]
+    pairs, large = minhash.buckets(logs.bands[first])
+    if not len(pairs) and not large:
+        return none
+    tasks = _comparisons(logs, first, pairs, large, scratch)
+    found = [none]
+    tell(COMPARING, 0, len(tasks))
+    for done, result in enumerate(_over(tasks, _compare, config.near_duplicates), start=1):
+        found.append(np.frombuffer(result["pairs"], np.int64).reshape(-1, 2))
+        tell(COMPARING, done, len(tasks))
+    edges = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    return np.take(first, edges)
+
+
+def _comparisons(
+    logs: _Logs,
+    first: npt.NDArray[np.int64],
+    pairs: minhash.Pairs,
+    large: list[npt.NDArray[np.int64]],
+    scratch: Storage,
+) -> list[Json]:
+    """What each worker compares: candidate pairs or one large bucket, with the texts."""
+    involved = np.unique(np.concatenate([pairs.ravel(), *large]))
+    where = first[involved]
+    wanted = (logs.part[where], logs.row[where])
+    texts = shuffle.take(scratch, logs.parts, *wanted, ["text"])["text"]
+    slices = [pairs[i : i + _PAIRS_PER_TASK] for i in range(0, len(pairs), _PAIRS_PER_TASK)]
+    tasks = []
+    for kind, members in [("pairs", s) for s in slices] + [("bucket", b) for b in large]:
+        own = np.unique(members)
+        mine = texts.take(np.searchsorted(involved, own)).to_pylist()
+        tasks.append(
+            {"kind": kind, "members": members.tobytes(), "own": own.tobytes(), "texts": mine}
+        )
+    return tasks
+
+
+def _compare(item: Json, threshold: float) -> Iterator[Json]:
+    """Runs in a worker."""
+    own = np.frombuffer(item["own"], np.int64).tolist()
+    texts = dict(zip(own, item["texts"], strict=True))
+    members = np.frombuffer(item["members"], np.int64)
+    if item["kind"] == "pairs":
+        found = minhash.verified(members.reshape(-1, 2), texts, threshold)
+    else:
+        found = minhash.joined(members, texts, threshold)
+    yield {"pairs": found.tobytes()}
+
+
+def _divide(experiment: Experiment, keys: Keys, edges: Edges, storage: Storage) -> Division:
+    config = experiment.dataset
+    frozen = None
+    if config.frozen_dataset:
+        ids = storage.at("datasets", config.frozen_dataset).read_table("eval")["id"].to_pylist()
+        frozen = np.array([int(name, 16) for name in ids], np.uint64)
     try:
-        return datasets.divide(keys, experiment.dataset)
+        return datasets.divide(keys, edges, config, frozen)
     except DataError as error:
         raise DataError(f"{experiment.workload}: {error}") from None
 
 
-def _manifest(experiment: Experiment, logs: _Logs, division: Division) -> Manifest:
-    splits, labels = division.splits, division.labels
-    curated = logs.records.take(list(labels))
-    times = pc.min_max(curated["timestamp"]).as_py()
+# -- the manifest ----------------------------------------------------------------------------
+
+
+def _manifest(experiment: Experiment, logs: _Logs, edges: Edges, division: Division) -> Manifest:
+    splits, tally, keys = division.splits, logs.tally, logs.keys
+    by_split = {split: splits[split] for split in SPLITS}
+    everything = {**by_split, "curated": division.curated}
+    mix = {name: _sorted_counts(division.classes(where)) for name, where in everything.items()}
     return Manifest(
-        fingerprint=_fingerprint(experiment, logs.keys, division),
+        fingerprint=_fingerprint(experiment, keys, division),
         workload=experiment.workload,
         client=experiment.client,
-        lines=logs.lines,
-        records=logs.records.num_rows,
+        lines=tally.lines,
+        records=len(keys),
         rejected=_sorted_counts(logs.rejections["reason"].to_pylist()),
-        other_workloads=logs.others.total() + logs.other_clients.total(),
-        masked=dict(sorted(logs.masked.items())),
-        duplicates=division.duplicates,
+        other_workloads=tally.others.total() + tally.other_clients.total() + tally.outside,
+        normalised=dict(sorted(tally.normalised.items())),
+        masked=dict(sorted(tally.masked.items())),
+        duplicates=division.kept.duplicates,
+        contradictions=division.kept.contradictions,
         over_limit=division.over_limit,
-        splits={split: len(splits[split]) for split in SPLITS},
+        splits={split: len(where) for split, where in by_split.items()},
         unused=len(splits.unused),
-        class_mix={s: _sorted_counts(labels[i] for i in splits[s]) for s in SPLITS},
-        leak_check=datasets.leak_check(logs.keys, splits),
-        time_range=(times["min"], times["max"]),
-        production=_usage(curated),
+        class_mix=mix,
+        rare_classes=_rare(mix),
+        leak_check=splitting.leak_check(keys, splits, edges),
+        time_ranges={name: _span(keys, where) for name, where in everything.items()},
+        production=_usage(logs.usage.take(pa.array(division.curated))),
         split_rule=datasets.rule(experiment.dataset),
         code_version=__version__,
     )
 
 
-def _fingerprint(experiment: Experiment, keys: list[Keys], division: Division) -> str:
+def _fingerprint(experiment: Experiment, keys: Keys, division: Division) -> str:
     """Names what is in the splits and why; not what was rejected or belongs to others."""
-    content = {
-        split: [[keys[i].id, division.labels[i]] for i in division.splits[split]]
-        for split in SPLITS
-    }
     asked = {"workload": experiment.workload, "client": experiment.client}
-    return content_hash({**content, **asked, **datasets.rule(experiment.dataset)})
+    digest = hashlib.sha256(canonical_bytes({**asked, **datasets.rule(experiment.dataset)}))
+    for split in SPLITS:
+        where = division.splits[split]
+        digest.update(canonical_bytes([split, len(where), division.classes(where)]))
+        digest.update(keys.id[where].astype("<u8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _rare(mix: dict[str, dict[str, int]]) -> dict[str, str]:
+    missing = {}
+    for name in mix["curated"]:
+        absent = [split for split in ("eval", "train") if name not in mix[split]]
+        if absent:
+            missing[name] = " and ".join(absent)
+    return missing
+
+
+def _span(keys: Keys, where: npt.NDArray[np.int64]) -> tuple[float, float] | None:
+    times = keys.timestamp[where]
+    return (float(times.min()), float(times.max())) if len(times) else None
 
 
 def _usage(curated: pa.Table) -> dict[str, int]:
-    logged = curated.filter(pc.and_(*(curated[name].is_valid() for name in _USAGE)))
-    sums = {name: pc.sum(logged[name]).as_py() or 0 for name in _USAGE}
+    logged = curated.filter(pc.and_(*(curated[name].is_valid() for name in USAGE)))
+    sums = {name: pc.sum(logged[name]).as_py() or 0 for name in USAGE}
     return {"requests": logged.num_rows, **sums}
 
 
@@ -277,11 +365,7 @@ def _sorted_counts(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
 
 
-def _split_table(records: pa.Table, division: Division, split: str) -> pa.Table:
-    positions = division.splits[split]
-    labels = pa.array([division.labels[i] for i in positions], pa.string())
-    rows = records.select(_RECORD.names).take(pa.array(positions, pa.int64()))
-    return rows.append_column("class", labels)
+# -- writing ---------------------------------------------------------------------------------
 
 
 def _holds(folder: Storage, manifest: Manifest) -> bool:
@@ -290,23 +374,115 @@ def _holds(folder: Storage, manifest: Manifest) -> bool:
 
 
 def _write(
-    folder: Storage, tables: dict[str, pa.Table], manifest: Manifest, tell: Progress
+    folder: Storage, logs: _Logs, division: Division, scratch: Storage, tell: Progress
 ) -> None:
-    """Shards of a fixed number of rows, then the manifest.
+    """Shards of a fixed number of rows.
 
-    Rejections and counts may differ from an earlier run's while the splits are the same; what an
-    earlier run left beyond this one's last shard goes.
+    Rejections may differ from an earlier run's while the splits are the same; what an earlier run
+    left beyond this one's last shard goes.
     """
-    for done, (name, table) in enumerate(tables.items()):
-        tell(WRITING, done, len(tables))
-        starts = range(0, max(table.num_rows, 1), _ROWS_PER_SHARD)
-        shards = {f"part-{i:05d}.parquet": start for i, start in enumerate(starts)}
-        for shard, start in shards.items():
-            folder.write_table(f"{name}/{shard}", table.slice(start, _ROWS_PER_SHARD))
-        for left_over in set(folder.at(name).names(".parquet")) - shards.keys():
-            folder.remove(f"{name}/{left_over}")
-    folder.write_json("manifest.json", manifest.to_json())
-    tell(WRITING, len(tables), len(tables))
+    tasks = [task for split in SPLITS for task in _writings(split, logs, division)]
+    tell(WRITING, 0, len(tasks))
+    written = _over(tasks, _write_shards, folder, scratch, logs.parts)
+    for done, _ in enumerate(written, start=1):
+        tell(WRITING, done, len(tasks))
+    rejections = logs.rejections
+    count = max(1, -(-rejections.num_rows // _ROWS_PER_SHARD))
+    for shard in range(count):
+        rows = rejections.slice(shard * _ROWS_PER_SHARD, _ROWS_PER_SHARD)
+        folder.write_table(f"rejections/part-{shard:05d}.parquet", rows)
+    sizes = {split: len(division.splits[split]) for split in SPLITS}
+    for name, rows in {**sizes, "rejections": rejections.num_rows}.items():
+        _drop_beyond(folder.at(name), max(1, -(-rows // _ROWS_PER_SHARD)))
+
+
+def _writings(split: str, logs: _Logs, division: Division) -> Iterator[Json]:
+    """What each writer writes: some consecutive shards of a split."""
+    positions = division.splits[split]
+    step = _ROWS_PER_SHARD * _SHARDS_PER_WRITER
+    for start in range(0, max(1, len(positions)), step):
+        mine = positions[start : start + step]
+        yield {
+            "split": split,
+            "shard": start // _ROWS_PER_SHARD,
+            "part": logs.part[mine].tobytes(),
+            "row": logs.row[mine].tobytes(),
+            "classes": division.classes(mine),
+        }
+
+
+def _write_shards(
+    item: Json, folder: Storage, scratch: Storage, parts: list[str]
+) -> Iterator[Json]:
+    """Runs in a worker."""
+    part, row = (np.frombuffer(item[name], np.int32) for name in ("part", "row"))
+    filled = len(part) > 0
+    rows = shuffle.take(scratch, parts, part, row, ROWS.names) if filled else ROWS.empty_table()
+    rows = rows.append_column("class", pa.array(item["classes"], pa.string()))
+    for i, start in enumerate(range(0, max(1, rows.num_rows), _ROWS_PER_SHARD)):
+        shard = rows.slice(start, _ROWS_PER_SHARD)
+        name = f"{item['split']}/part-{item['shard'] + i:05d}.parquet"
+        folder.write_table(name, _in_order_of_appearance(shard))
+    yield {"written": rows.num_rows}
+
+
+def _in_order_of_appearance(rows: pa.Table) -> pa.Table:
+    """Dictionaries as these rows alone make them, so that equal rows are equal bytes."""
+    for i, column in enumerate(rows.schema):
+        if pa.types.is_dictionary(column.type):
+            whole = rows[i].combine_chunks()
+            codes = whole.indices.to_numpy(zero_copy_only=False)
+            used = list(dict.fromkeys(codes[~np.isnan(codes)].astype(int).tolist()))
+            new = {code: n for n, code in enumerate(used)}
+            indices = pa.array(
+                [None if np.isnan(code) else new[int(code)] for code in codes], pa.int32()
+            )
+            values = whole.dictionary.take(pa.array(used, pa.int64()))
+            array = pa.DictionaryArray.from_arrays(indices, values)
+            rows = rows.set_column(i, column.name, array)
+    return rows
+
+
+def _drop_beyond(folder: Storage, shards: int) -> None:
+    kept = {f"part-{shard:05d}.parquet" for shard in range(shards)}
+    for left_over in set(folder.names(".parquet")) - kept:
+        folder.remove(left_over)
+
+
+# -- Ray Data --------------------------------------------------------------------------------
+
+
+def _over(items: list[Json], step: Callable[..., Iterator[Json]], *args: Any) -> Iterator[Json]:
+    """What ``step`` yields for each item, as it comes, from all over the cluster."""
+    import ray.data
+
+    with _quiet(), _own_errors():
+        data = ray.data.from_items(items, override_num_blocks=len(items))
+        mapped = data.flat_map(_Step(step, args))
+        for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from batch.to_pylist()
+
+
+class _Step:
+    """A step with its arguments bound."""
+
+    def __init__(self, step: Callable[..., Iterator[Json]], args: tuple[Any, ...]) -> None:
+        self.step, self.args = step, args
+
+    def __call__(self, item: Json) -> Iterator[Json]:
+        return self.step(item, *self.args)
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
 
 
 @contextmanager

@@ -4,6 +4,7 @@
     ├── RequestError              exit code 2: the request was wrong; nothing was started
     │   ├── ConfigError           a field of the experiment file
     │   ├── DataError             the logs do not hold what the experiment asks for
+    │   ├── NotRecognised         a document is of no format that can be imported
     │   ├── ModelNotFoundError    weights that can be had neither from a hub nor from packages
     │   └── ClusterError          the cluster is too small for what is asked
     ├── StorageError              the run's storage did not answer
@@ -39,6 +40,10 @@ class ConfigError(RequestError):
 
 class DataError(RequestError):
     """The log store does not hold what the experiment needs."""
+
+
+class NotRecognised(RequestError):  # noqa: N818 -- about a document, not about us
+    """A document is of no known format, or lacks what its format leaves to the importer."""
 
 
 class ModelNotFoundError(RequestError):

@@ -182,8 +182,9 @@ class _Run:
                 continue
             models.available(model.model)
             self.cluster.require(self.cluster.engine_needs(model), f"the engine of {model.model}")
-        if experiment.methods.icl:
-            models.available(experiment.methods.icl.embedding_model)
+        icl = experiment.methods.icl
+        if icl and icl.embedding_model and icl.chosen_by == "semantic_similarity":
+            models.available(icl.embedding_model)
         if experiment.methods.lora:
             needs = self.cluster.trainer_needs(experiment.methods.lora)
             self.cluster.require(needs, "a LoRA trainer")

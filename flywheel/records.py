@@ -3,29 +3,39 @@
 Log lines are hostile input: whatever stands there (broken JSON, numbers no float can hold, nesting
 that would exhaust the stack, half a surrogate pair), the answer is one of the two, never an
 exception. Checks run from the outside in, so a line with several faults is counted by the
-outermost. Details name places and types, and quote nothing but a masked role.
+outermost. Details name places and types, and quote nothing but a masked role. What older clients
+and streams log is brought into today's shape first; a Record says which changes that took.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from typing import Any, NoReturn
+from typing import Any
 
+from flywheel.normalising import (
+    Done,
+    assembled,
+    canonical_arguments,
+    kind,
+    load_json,
+    modern_choice,
+    modern_request,
+    seconds,
+)
 from flywheel.redaction import mask_text
-from flywheel.types import Json, Reason, Record, Rejection, canonical_json
+from flywheel.schemas import violation
+from flywheel.types import Json, Normalisation, Reason, Record, Rejection
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-"""Roles of OpenAI's chat format, the legacy ``function`` included."""
-
-MAX_DEPTH = 64
-"""Deeper nesting is refused: later steps walk records recursively."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles of OpenAI's chat format; the legacy ``function`` becomes ``tool`` before it is checked."""
 
 _UNFINISHED = ("length", "content_filter")
-_MILLISECONDS_FROM = 1e11
-"""Seconds would reach this in the year 5138; larger timestamps are milliseconds."""
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_PARTS: dict[str, list[tuple[str, ...]]] = {
+    "text": [("text",)],
+    "refusal": [("refusal",)],
+    "image_url": [("image_url", "url")],
+    "input_audio": [("input_audio", "data"), ("input_audio", "format")],
+}
+"""Where parts of the known types hold their text. Parts of other types are kept as they are."""
 
 
 class _UnfitError(Exception):
@@ -37,233 +47,246 @@ class _UnfitError(Exception):
         self.detail = detail
 
 
-def parse_line(line: bytes | str, source: str, position: int) -> Record | Rejection:
+def parse_line(
+    line: bytes | str, source: str, offset: int, *, keep_violations: bool = False
+) -> Record | Rejection:
     """Validate one log line.
 
     Args:
         line: The line as logged, with or without its line break.
         source: The file or index it stands in.
-        position: Its line number there, from 1.
+        offset: Where it begins there; see `flywheel.types.Rejection`.
+        keep_violations: An answer whose tool calls contradict the tools' own schemas becomes a
+            Record that says so in its ``normalisations``, not a Rejection.
 
     Returns:
         The Record, unmasked and with tool-call arguments in canonical form; or the Rejection.
     """
+    done: Done = set()
     try:
-        return _record(_log_object(line))
+        return _record(_log_object(line, done), done, keep_violations)
     except _UnfitError as unfit:
-        return Rejection(source, position, unfit.reason, unfit.detail[:200])
+        return Rejection(source, offset, unfit.reason, unfit.detail[:200])
 
 
 def workload_of(line: bytes | str) -> str:
     """The workload a line names, rejected or not; empty where it names none."""
     try:
-        return _name(_log_object(line), "workload_id", Reason.MISSING_WORKLOAD_ID)
+        return _name(_log_object(line, set()), "workload_id", Reason.MISSING_WORKLOAD_ID)
     except _UnfitError:
         return ""
 
 
-def _log_object(line: bytes | str) -> Json:
+def _log_object(line: bytes | str, done: Done) -> Json:
     raw = line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line
     try:
-        value = _load(raw.decode("utf-8-sig"))
+        value = load_json(raw.decode("utf-8-sig"), done)
     except UnicodeDecodeError as error:
         raise _UnfitError(Reason.NOT_JSON, f"is not UTF-8 text at byte {error.start}") from None
     except ValueError as error:
-        raise _UnfitError(Reason.NOT_JSON, _json_fault(error)) from None
+        raise _UnfitError(Reason.NOT_JSON, str(error)) from None
     if not isinstance(value, dict):
-        raise _UnfitError(Reason.NOT_AN_OBJECT, f"is a JSON {_kind(value)}, not an object")
+        raise _UnfitError(Reason.NOT_AN_OBJECT, f"is {kind(value)}, not an object")
     return value
 
 
-def _record(log: Json) -> Record:
-    return Record(
-        workload_id=_name(log, "workload_id", Reason.MISSING_WORKLOAD_ID),
-        client_id=_name(log, "client_id", Reason.MISSING_CLIENT_ID),
-        timestamp=_timestamp(log.get("timestamp")),
-        request=_request(log.get("request")),
-        response=_response(log.get("response")),
-    )
+def _record(log: Json, done: Done, keep_violations: bool) -> Record:
+    workload_id = _name(log, "workload_id", Reason.MISSING_WORKLOAD_ID)
+    client_id = _name(log, "client_id", Reason.MISSING_CLIENT_ID)
+    timestamp = _timestamp(log.get("timestamp"), done)
+    request = _request(log.get("request"), done)
+    response = _response(log.get("response"), done)
+    if fault := _violation(request, response):
+        if not keep_violations:
+            raise _UnfitError(Reason.REFERENCE_VIOLATES_SCHEMA, fault)
+        done.add(Normalisation.VIOLATES_SCHEMA)
+    changes = tuple(sorted(done))
+    return Record(timestamp, workload_id, client_id, request, response, normalisations=changes)
 
 
 def _name(log: Json, key: str, reason: Reason) -> str:
     value = log.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise _UnfitError(reason, f"{key} is {_kind(value)}, not a text")
+        raise _UnfitError(reason, f"{key} is {kind(value)}, not a name")
     return value
 
 
-def _timestamp(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _UnfitError(
-            Reason.BAD_TIMESTAMP, f"timestamp is {_kind(value)}, not seconds since the epoch"
-        )
-    if not 0 < value < _MILLISECONDS_FROM * 1000:
-        raise _UnfitError(Reason.BAD_TIMESTAMP, "timestamp is out of range")
-    return float(value) if value < _MILLISECONDS_FROM else value / 1000
+def _timestamp(value: Any, done: Done) -> float:
+    try:
+        return seconds(value, done)
+    except ValueError as error:
+        raise _UnfitError(Reason.BAD_TIMESTAMP, f"timestamp {error}") from None
 
 
-def _request(value: Any) -> Json:
+def _violation(request: Json, response: Json) -> str:
+    calls = response["choices"][0]["message"].get("tool_calls") or []
+    return violation(calls, request.get("tools") or [])
+
+
+# The request
+
+
+def _request(value: Any, done: Done) -> Json:
     if not isinstance(value, dict):
-        raise _UnfitError(Reason.MISSING_REQUEST, f"request is {_kind(value)}, not an object")
+        raise _UnfitError(Reason.MISSING_REQUEST, f"request is {kind(value)}, not an object")
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
         raise _UnfitError(Reason.EMPTY_MESSAGES, "request.messages holds no message")
-    checked = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    _check_tools(value.get("tools"))
-    return {**value, "messages": checked}
+    request = modern_request(value, done)
+    checked = [_message(m, f"messages[{i}]", done) for i, m in enumerate(request["messages"])]
+    _check_results(checked)
+    _check_tools(request.get("tools"))
+    return {**request, "messages": checked}
 
 
-def _message(message: Any, where: str) -> Json:
+def _message(message: Any, where: str, done: Done) -> Json:
     if not isinstance(message, dict):
-        raise _UnfitError(Reason.BAD_MESSAGE, f"{where} is {_kind(message)}, not an object")
-    if message.get("role") not in ROLES:
-        shown = mask_text(str(message.get("role"))[:200])[:40]
-        raise _UnfitError(Reason.UNKNOWN_ROLE, f"{where}.role is {shown!r}")
-    calls = _tool_calls(message.get("tool_calls"), where)
-    _check_content(message, where, may_be_empty=bool(calls) and message["role"] == "assistant")
+        raise _UnfitError(Reason.BAD_MESSAGE, f"{where} is {kind(message)}, not an object")
+    role = message.get("role")
+    if role not in ROLES:
+        raise _unknown_role(role, where)
+    calls = _tool_calls(message.get("tool_calls"), where, done)
+    if calls and role != "assistant":
+        raise _UnfitError(Reason.BAD_TOOL_CALL, f"{where} calls tools, but is no assistant's")
+    silent = calls or message.get("refusal") or message.get("audio")
+    _check_content(message, where, may_be_empty=role == "assistant" and bool(silent))
     return {**message, "tool_calls": calls} if calls else message
+
+
+def _unknown_role(role: Any, where: str) -> _UnfitError:
+    shown = mask_text(str(role)[:200])[:40]
+    return _UnfitError(Reason.UNKNOWN_ROLE, f"{where}.role is {shown!r}")
 
 
 def _check_content(message: Json, where: str, may_be_empty: bool) -> None:
     content = message.get("content")
     if isinstance(content, str) or (content is None and may_be_empty):
         return
-    if not isinstance(content, list):
-        raise _UnfitError(Reason.BAD_MESSAGE, f"{where}.content is {_kind(content)}, not a text")
+    if not isinstance(content, list) or not content:
+        what = "empty" if content == [] else kind(content)
+        raise _UnfitError(Reason.BAD_MESSAGE, f"{where}.content is {what}, not a text")
     for i, part in enumerate(content):
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise _UnfitError(Reason.BAD_MESSAGE, f"{where}.content[{i}] has no type")
+        _check_part(part, f"{where}.content[{i}]")
+
+
+def _check_part(part: Any, where: str) -> None:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise _UnfitError(Reason.BAD_MESSAGE, f"{where} has no type")
+    for path in _PARTS.get(part["type"], []):
+        value: Any = part
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, str):
+            raise _UnfitError(Reason.BAD_MESSAGE, f"{where} has no {'.'.join(path)}")
+
+
+def _check_results(messages: list[Json]) -> None:
+    """Each tool result answers a call of an earlier message.
+
+    Some loggers leave the ids of calls out; a result may answer any of those.
+    """
+    asked: set[str | None] = set()
+    for i, message in enumerate(messages):
+        asked |= {call.get("id") or None for call in message.get("tool_calls") or []}
+        if message["role"] != "tool" or None in asked:
+            continue
+        answered = message.get("tool_call_id")
+        if not isinstance(answered, str) or answered not in asked:
+            raise _UnfitError(Reason.BAD_TOOL_RESULT, f"messages[{i}] answers no earlier tool call")
 
 
 def _check_tools(tools: Any) -> None:
     if tools is None:
         return
     if not isinstance(tools, list):
-        raise _UnfitError(Reason.BAD_TOOLS, f"request.tools is {_kind(tools)}, not a list")
+        raise _UnfitError(Reason.BAD_TOOLS, f"request.tools is {kind(tools)}, not a list")
     for i, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not _filled(function.get("name")):
+        if not _is_function(tool):
             raise _UnfitError(Reason.BAD_TOOLS, f"request.tools[{i}] is no named function")
-        if not isinstance(function.get("parameters"), dict | None):
+        if not isinstance(tool["function"].get("parameters"), dict | None):
             raise _UnfitError(Reason.BAD_TOOLS, f"request.tools[{i}] has no parameter schema")
 
 
-def _response(value: Any) -> Json:
+# The response
+
+
+def _response(value: Any, done: Done) -> Json:
+    try:
+        value = assembled(value, done)
+    except ValueError as error:
+        raise _UnfitError(Reason.MISSING_RESPONSE, f"response {error}") from None
     if not isinstance(value, dict):
-        raise _UnfitError(Reason.MISSING_RESPONSE, f"response is {_kind(value)}, not an object")
+        raise _UnfitError(Reason.MISSING_RESPONSE, f"response is {kind(value)}, not an object")
+    if not isinstance(value.get("usage"), dict | None):
+        detail = f"response.usage is {kind(value['usage'])}, not an object"
+        raise _UnfitError(Reason.MISSING_RESPONSE, detail)
     choices = value.get("choices")
     if not isinstance(choices, list) or not choices:
         raise _UnfitError(Reason.EMPTY_CHOICES, "response.choices holds no answer")
-    return {**value, "choices": [_choice(choices[0]), *choices[1:]]}
+    return {**value, "choices": [_choice(choices[0], done), *choices[1:]]}
 
 
-def _choice(choice: Any) -> Json:
+def _choice(choice: Any, done: Done) -> Json:
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise _UnfitError(Reason.NO_ANSWER, "response.choices[0] holds no message")
-    if choice.get("finish_reason") in _UNFINISHED:
-        raise _UnfitError(
-            Reason.UNFINISHED_ANSWER, f"the answer was cut off ({choice['finish_reason']})"
-        )
-    calls = _tool_calls(message.get("tool_calls"), "response.choices[0].message")
-    content = message.get("content")
-    if not (calls and content is None) and not isinstance(content, str):
-        raise _UnfitError(Reason.NO_ANSWER, f"the answer's content is {_kind(content)}, not a text")
+    choice = modern_choice(choice, done)
+    _check_finished(choice.get("finish_reason"), streamed=Normalisation.STREAM_CHUNKS in done)
+    return {**choice, "message": _answer(choice["message"], done)}
+
+
+def _check_finished(reason: Any, streamed: bool) -> None:
+    if reason in _UNFINISHED:
+        raise _UnfitError(Reason.UNFINISHED_ANSWER, f"the answer was cut off ({reason})")
+    if streamed and reason is None:
+        raise _UnfitError(Reason.UNFINISHED_ANSWER, "the stream ends before the answer does")
+
+
+def _answer(message: Json, done: Done) -> Json:
+    where = "response.choices[0].message"
+    if message.get("role") not in ("assistant", None):
+        raise _unknown_role(message["role"], where)
+    calls, content = _tool_calls(message.get("tool_calls"), where, done), message.get("content")
+    if not calls and not _filled(content) and _filled(message.get("refusal")):
+        raise _UnfitError(Reason.REFUSAL, "the model refused to answer")
+    if not isinstance(content, str) and not (calls and content is None):
+        raise _UnfitError(Reason.NO_ANSWER, f"the answer's content is {kind(content)}, not a text")
     if not calls and not _filled(content):
         raise _UnfitError(Reason.NO_ANSWER, "the answer has neither text nor tool calls")
-    return {**choice, "message": {**message, "tool_calls": calls} if calls else message}
+    return {**message, "tool_calls": calls} if calls else message
 
 
-def _tool_calls(calls: Any, where: str) -> list[Json]:
+# Tool calls, of the answer and of the history
+
+
+def _tool_calls(calls: Any, where: str, done: Done) -> list[Json]:
     if calls is None:
         return []
     if not isinstance(calls, list):
-        raise _UnfitError(Reason.BAD_TOOL_CALL, f"{where}.tool_calls is {_kind(calls)}, not a list")
-    return [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        raise _UnfitError(Reason.BAD_TOOL_CALL, f"{where}.tool_calls is {kind(calls)}, not a list")
+    return [_tool_call(call, f"{where}.tool_calls[{i}]", done) for i, call in enumerate(calls)]
 
 
-def _tool_call(call: Any, where: str) -> Json:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not _filled(function.get("name")):
-        raise _UnfitError(Reason.BAD_TOOL_CALL, f"{where} is no named function")
-    if call.get("type", "function") != "function":
-        raise _UnfitError(Reason.BAD_TOOL_CALL, f"{where}.type is not function")
-    arguments = _arguments(function.get("arguments"), where)
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
-
-
-def _arguments(value: Any, where: str) -> str:
-    """Arguments as the one JSON text that equal arguments share; none at all is ``{}``."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return "{}"
-    if isinstance(value, str):
-        try:
-            value = _load(value)
-        except ValueError as error:
-            detail = f"{where}.arguments: {_json_fault(error)}"
-            raise _UnfitError(Reason.TOOL_ARGUMENTS_NOT_JSON, detail) from None
-    if not isinstance(value, dict):
-        detail = f"{where}.arguments is {_kind(value)}, not an object"
-        raise _UnfitError(Reason.TOOL_ARGUMENTS_NOT_JSON, detail)
-    return canonical_json(value)
-
-
-def _load(text: str) -> Any:
-    """Parse strict JSON.
-
-    Raises:
-        ValueError: Not JSON, a number that is not finite, or nesting beyond `MAX_DEPTH`.
-    """
+def _tool_call(call: Any, where: str, done: Done) -> Json:
+    if not _is_function(call):
+        raise _UnfitError(Reason.BAD_TOOL_CALL, f"{where} is no call of a named function")
+    if not isinstance(call.get("id"), str | None):
+        raise _UnfitError(Reason.BAD_TOOL_CALL, f"{where}.id is {kind(call['id'])}, not a text")
     try:
-        value = _DECODER.decode(text)
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
-    if _deeper_than(value, MAX_DEPTH):
-        raise ValueError("is nested too deep")
-    return _whole_characters(value) if _SURROGATE_ESCAPE.search(text) else value
+        arguments = canonical_arguments(call["function"].get("arguments"), done)
+    except ValueError as error:
+        detail = f"{where}.arguments {error}"
+        raise _UnfitError(Reason.TOOL_ARGUMENTS_NOT_JSON, detail) from None
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError("holds a number too large for a float")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
-
-
-def _deeper_than(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        level = [v for v in level if isinstance(v, dict | list)]
-        if not level:
-            return False
-        level = [c for v in level for c in (v.values() if isinstance(v, dict) else v)]
-    return True
-
-
-def _whole_characters(value: Any) -> Any:
-    """Put U+FFFD where half a surrogate pair stands, as UTF-8 cannot carry it."""
-    text = json.dumps(value, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
-    return json.loads(text.decode("utf-16-le", "replace"))
-
-
-def _json_fault(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos + 1}"
-    # The interpreter's own message quotes nothing: ours, or its limit on digits of an integer.
-    return str(error)
+def _is_function(value: Any) -> bool:
+    """Whether a tool, or a call of one, is a function with a name."""
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not _filled(function.get("name")):
+        return False
+    return bool(value.get("type", "function") == "function")
 
 
 def _filled(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean"}
-    return "missing" if value is None else names.get(type(value), "a number")

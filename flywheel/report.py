@@ -134,8 +134,10 @@ def funnel(manifest: Mapping[str, Any]) -> list[Step]:
         "rejected": _total(manifest.get("rejected", 0)),
         "of other workloads": manifest.get("other_workloads", 0),
     }
+    duplicates = manifest.get("duplicates", {})
     repeats = {
-        "duplicates": _total(manifest.get("duplicates", 0)),
+        **{f"{kind} duplicates": count for kind, count in duplicates.items()},
+        "contradicting": manifest.get("contradictions", {}).get("rejected", 0),
         "over the limit": manifest.get("over_limit", 0),
     }
     stages = [

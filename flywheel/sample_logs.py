@@ -1,9 +1,9 @@
 """Made-up production logs, so that everything can be tried without anybody's data.
 
 A web shop that does not exist, *Moss & Marlow*, has its assistant answer three workloads. Sentences
-are assembled from templates; duplicates, malformed lines and personal data (invented: reserved
-domains, fictional numbers) are planted in known amounts, which `SampleSummary` reports and a
-curation must find. The same seed writes the same bytes.
+are assembled from the templates of ``sample_logs.json``; duplicates, malformed lines and personal
+data (invented: reserved domains, fictional numbers) are planted in known amounts, which
+`SampleSummary` reports and a curation must find. The same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,209 +38,12 @@ _SHARE = {ROUTER: 0.5, TICKETS: 0.3, ANSWERS: 0.2}
 _EXACT, _NORMALISED, _PERSONAL, _DEFECT = 0.04, 0.02, 0.03, 0.006
 """Shares of a workload's records; each kind of malformed line as a share of all records."""
 
-_SYSTEM = {
-    ROUTER: "You are the assistant of the web shop Moss & Marlow. Call one tool.",
-    TICKETS: "Name the topic of the customer's message. Answer with the topic only.",
-    ANSWERS: "You answer questions about Moss & Marlow's products in one sentence.",
-}
-_CLIENTS = ("shop-web", "shop-app")
-_DEPARTMENTS = ("billing", "sales", "repairs", "complaints")
-_REASONS = ("damaged", "faulty", "late", "unwanted")
 
-# fmt: off
-_PRODUCTS = [
-    "oak bread board", "copper kettle", "linen apron", "stoneware mug", "garden trowel",
-    "beeswax candle", "wool blanket", "cast iron pan", "glass teapot", "herb planter",
-    "walnut tray", "enamel jug", "jute doormat", "ceramic bowl", "pruning shears",
-    "watering can", "pepper mill", "cotton towel", "brass lantern", "rattan basket",
-    "salad server", "egg timer", "milk frother", "spice rack", "picnic rug", "bird feeder",
-    "seed box", "cake stand", "butter dish", "paring knife", "tea strainer", "oven glove",
-    "window box", "plant mister", "knife block", "coffee grinder",
-]
-_CITIES = [
-    "Leeds", "Bristol", "York", "Bath", "Oxford", "Dover", "Exeter", "Lincoln", "Durham",
-    "Norwich", "Chester", "Truro", "Derby", "Cardiff",
-]
-_NAMES = [
-    "Anna", "Ben", "Chloe", "David", "Ella", "Farid", "Grace", "Hugo", "Iris", "Jonas", "Kavya",
-    "Liam", "Mona", "Noor", "Otto",
-]
-_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-_DEVICES = ["my phone", "my laptop", "the app", "my tablet", "the website"]
-_WORDS = ["SPRING", "HELLO", "GARDEN", "KETTLE", "WINTER", "LINEN", "FRIEND", "BLOOM"]
-_MATERIALS = [
-    "oiled oak", "brushed copper", "washed linen", "glazed clay", "recycled steel", "soft wool",
-]
-# fmt: on
-
-_OPENERS = ("", "", "", "Hello! ", "Hi there. ", "Good morning. ", "This is {name}. ", "Hey! ")
-_CLOSERS = ("", "", "", "", " Thanks.", " Thank you!", " Please be quick.", " Cheers.")
-
-_ROUTES = {
-    "track_order": (
-        "Where is my order {order_id}?",
-        "Can you tell me when {order_id} will arrive?",
-        "I ordered a {product} on {day}, number {order_id}, where is it?",
-        "Has order {order_id} with the {product} left the warehouse yet?",
-        "Please check the delivery status of {order_id}.",
-        "The {product} in {order_id} should have been here on {day}.",
-        "Still waiting for parcel {order_id}, any news?",
-        "How long until {order_id} reaches {city}?",
-    ),
-    "return_item": (
-        "I want to send back order {order_id}, it is {reason}.",
-        "The {product} from {order_id} is {reason}, please take it back.",
-        "How do I return {order_id}? The {product} turned out {reason}.",
-        "My {product} came {reason} on {day}, order {order_id}, I want my money back.",
-        "Please open a return for {order_id} because the item is {reason}.",
-        "Return {order_id} for me, the {product} is {reason}.",
-        "I am not keeping the {reason} {product} of order {order_id}.",
-    ),
-    "check_stock": (
-        "Do you have the {product} in your {city} shop?",
-        "Is the {product} in stock in {city}?",
-        "Can I pick up a {product} in {city} on {day}?",
-        "How many of the {product} are left at {city}?",
-        "I am in {city} and looking for a {product}, do you have one?",
-        "Would the {city} store still have a {product} on {day}?",
-        "My sister in {city} wants a {product}, is it available there?",
-    ),
-    "apply_discount": (
-        "Please use the code {code} on my basket.",
-        "I have a voucher {code}, can you take it off the {product}?",
-        "Apply {code} to my order of a {product}.",
-        "My friend {name} gave me {code}, does it work for the {product}?",
-        "The newsletter on {day} said {code}, put it on my cart.",
-        "Take {code} into account before I pay for the {product}.",
-        "Please redeem {code} for me.",
-    ),
-    "talk_to_human": (
-        "I want to talk to a person in {department} about my {product}.",
-        "Put me through to {department}, this is about the {product} from {day}.",
-        "Could somebody from {department} call me on {day}?",
-        "No more bots please, give me {department} for my {product}.",
-        "Is anyone from {department} there who knows the {product}?",
-        "Let me speak with {department} in {city}.",
-        "I need a human from {department}, the {product} is a long story.",
-    ),
-}
-_ARGUMENTS = {
-    "track_order": ("order_id",),
-    "return_item": ("order_id", "reason"),
-    "check_stock": ("product", "city"),
-    "apply_discount": ("code",),
-    "talk_to_human": ("department",),
-}
-
-_TOPICS = {
-    "delivery_delay": (
-        "My {product} was due on {day} and is still not here.",
-        "The parcel with the {product} has not moved since {day}.",
-        "{day} came and went without my {product}.",
-        "How much longer does the {product} take to {city}?",
-    ),
-    "damaged_item": (
-        "The {product} arrived with a crack.",
-        "I opened the box on {day} and the {product} was in pieces.",
-        "There is a deep scratch on my new {product}.",
-        "My {product} broke the first time I used it in {city}.",
-    ),
-    "wrong_item": (
-        "I ordered a {product} and got something else.",
-        "You sent a {product} that I never asked for.",
-        "On {day} the courier brought a {product}, but that is not mine.",
-        "The label says {product}, yet there is another thing inside.",
-    ),
-    "refund_status": (
-        "I sent the {product} back on {day}, where is my money?",
-        "When do I get the refund for the {product}?",
-        "The {product} was returned in {city}, but nothing was paid back.",
-        "You promised my money for the {product} by {day}.",
-    ),
-    "payment_problem": (
-        "I was charged twice for the {product}.",
-        "My card was declined when I paid for the {product} on {day}.",
-        "The checkout fails at the payment for a {product} on {device}.",
-        "The amount you took for the {product} is too high.",
-    ),
-    "account_access": (
-        "I cannot log in on {device} since {day}.",
-        "The password reset for {device} never reached me in {city}.",
-        "My account has been locked on {device}, I only wanted a {product}.",
-        "Signing in on {device} fails since I bought the {product}.",
-    ),
-    "product_question": (
-        "Can the {product} go into the dishwasher?",
-        "What is the {product} made of?",
-        "Does the {product} come in another colour before {day}?",
-        "Is the {product} suitable as a gift for a friend in {city}?",
-    ),
-    "cancel_order": (
-        "Please cancel the {product} I ordered on {day}.",
-        "I changed my mind about the {product}, stop the order.",
-        "Do not ship the {product} to {city} any more.",
-        "I bought the {product} by mistake, call it off.",
-    ),
-}
-
-_QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "The {product} costs {price} pounds.",
-        ("How much is the {product}?", "What does a {product} cost in {city}?"),
-    ),
-    (
-        "The {product} is made of {material}.",
-        ("What is the {product} made of?", "Which material is used for the {product}?"),
-    ),
-    (
-        "The {product} is {size} centimetres wide.",
-        ("How wide is the {product}?", "Will the {product} fit on a shelf in {city}?"),
-    ),
-    (
-        "The {product} has a warranty of {years} years.",
-        (
-            "How long is the warranty on the {product}?",
-            "Is my {product} from {day} under warranty?",
-        ),
-    ),
-    (
-        "Delivery of the {product} to {city} takes {size} hours.",
-        ("How long does a {product} take to {city}?", "When would a {product} be in {city}?"),
-    ),
-)
-
-_PERSONAL_TEXT = {
-    "EMAIL": " My e-mail is {value}.",
-    "PHONE": " You can reach me at {value}.",
-    "CARD": " I paid with card {value}.",
-}
-
-
-def _function(name: str, description: str, **properties: Any) -> Json:
-    required = [key for key in properties if key != "contact"]
-    parameters = {"type": "object", "properties": properties, "required": required}
-    function = {"name": name, "description": description, "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
-_TEXT = {"type": "string"}
-TOOLS = [
-    _function("track_order", "Find out where an order is.", order_id=_TEXT),
-    _function(
-        "return_item",
-        "Take an item back.",
-        order_id=_TEXT,
-        reason={"type": "string", "enum": list(_REASONS)},
-    ),
-    _function("check_stock", "See if a shop has a product.", product=_TEXT, city=_TEXT),
-    _function("apply_discount", "Use a voucher code.", code=_TEXT),
-    _function(
-        "talk_to_human",
-        "Pass on to a person.",
-        department={"type": "string", "enum": list(_DEPARTMENTS)},
-        contact=_TEXT,
-    ),
-]
+@cache
+def _texts() -> Json:
+    """What customers and the assistant say; whatever stands in braces is filled in."""
+    texts: Json = json.loads(files("flywheel").joinpath("sample_logs.json").read_text("utf-8"))
+    return texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,48 +157,52 @@ def _distinct(n: int, make: Callable[[random.Random], _Call], rng: random.Random
     return list(calls.values())
 
 
+def _pick(kind: str, rng: random.Random) -> str:
+    word: str = rng.choice(_texts()["words"][kind])
+    return word
+
+
 def _slots(rng: random.Random) -> dict[str, str]:
     return {
-        "product": rng.choice(_PRODUCTS),
-        "city": rng.choice(_CITIES),
-        "day": rng.choice(_DAYS),
-        "name": rng.choice(_NAMES),
-        "device": rng.choice(_DEVICES),
+        **{kind: _pick(kind, rng) for kind in ("product", "city", "day", "name", "device")},
         "order_id": f"M{rng.randrange(10_000, 100_000)}",
-        "reason": rng.choice(_REASONS),
-        "department": rng.choice(_DEPARTMENTS),
-        "code": f"{rng.choice(_WORDS)}{rng.randrange(5, 60, 5)}",
+        "reason": _pick("reason", rng),
+        "department": _pick("department", rng),
+        "code": f"{_pick('code', rng)}{rng.randrange(5, 60, 5)}",
     }
 
 
 def _said(template: str, slots: dict[str, str], rng: random.Random) -> str:
-    return (rng.choice(_OPENERS) + template + rng.choice(_CLOSERS)).format_map(slots)
+    return (_pick("opener", rng) + template + _pick("closer", rng)).format_map(slots)
 
 
 def _route(rng: random.Random) -> _Call:
-    tool = rng.choice(list(_ROUTES))
+    routes = _texts()["routes"]
+    tool = rng.choice(list(routes))
     slots = _slots(rng)
-    query = _said(rng.choice(_ROUTES[tool]), slots, rng)
-    return _Call(query, tool=tool, arguments={name: slots[name] for name in _ARGUMENTS[tool]})
+    query = _said(rng.choice(routes[tool]["sentences"]), slots, rng)
+    return _Call(query, tool=tool, arguments={n: slots[n] for n in routes[tool]["arguments"]})
 
 
 def _ticket(rng: random.Random) -> _Call:
-    topic = rng.choice(list(_TOPICS))
-    return _Call(_said(rng.choice(_TOPICS[topic]), _slots(rng), rng), text=topic)
+    topics = _texts()["topics"]
+    topic = rng.choice(list(topics))
+    return _Call(_said(rng.choice(topics[topic]), _slots(rng), rng), text=topic)
 
 
 def _question(rng: random.Random) -> _Call:
-    answer, questions = rng.choice(_QUESTIONS)
+    about = rng.choice(_texts()["questions"])
     slots = _slots(rng)
-    query = _said(rng.choice(questions), slots, rng)
-    number = _PRODUCTS.index(slots["product"])
+    query = _said(rng.choice(about["sentences"]), slots, rng)
+    words = _texts()["words"]
+    number = words["product"].index(slots["product"])
     facts = {
         "price": str(4 + 3 * number),
         "size": str(12 + 2 * number),
         "years": str(1 + number % 5),
-        "material": _MATERIALS[number % len(_MATERIALS)],
+        "material": words["material"][number % len(words["material"])],
     }
-    return _Call(query, text=answer.format_map({**slots, **facts}))
+    return _Call(query, text=about["answer"].format_map({**slots, **facts}))
 
 
 _MAKERS = {ROUTER: _route, TICKETS: _ticket, ANSWERS: _question}
@@ -401,16 +210,17 @@ _MAKERS = {ROUTER: _route, TICKETS: _ticket, ANSWERS: _question}
 
 def _personal(call: _Call, number: int, rng: random.Random) -> _Call:
     """Add a made-up e-mail address, phone number or card number, in turn."""
-    kind = list(_PERSONAL_TEXT)[number % len(_PERSONAL_TEXT)]
+    sentences = _texts()["personal"]
+    kind = list(sentences)[number % len(sentences)]
     value = {"EMAIL": _email, "PHONE": _phone, "CARD": _card}[kind](rng)
-    query = call.query + _PERSONAL_TEXT[kind].format(value=value)
+    query = call.query + sentences[kind].format(value=value)
     contact = {"contact": value} if call.tool == "talk_to_human" and kind != "CARD" else {}
     arguments = {**call.arguments, **contact}
     return replace(call, query=query, arguments=arguments, personal=kind)
 
 
 def _email(rng: random.Random) -> str:
-    name, number = rng.choice(_NAMES).lower(), rng.randrange(10, 1000)
+    name, number = _pick("name", rng).lower(), rng.randrange(10, 1000)
     return f"{name}{number}@{rng.choice(('example.com', 'example.org', 'mail.example.net'))}"
 
 
@@ -453,12 +263,12 @@ def _log(workload: str, call: _Call, number: int, timestamp: int, rng: random.Ra
         "temperature": 0.0,
         "max_tokens": 128,
         "messages": [
-            {"role": "system", "content": _SYSTEM[workload]},
+            {"role": "system", "content": _texts()["system"][workload]},
             {"role": "user", "content": call.query},
         ],
     }
     if call.tool:
-        request |= {"tools": TOOLS, "tool_choice": "auto"}
+        request |= {"tools": _texts()["tools"], "tool_choice": "auto"}
     usage = {
         "prompt_tokens": _tokens(request["messages"], request.get("tools", [])),
         "completion_tokens": _tokens(call.tool, call.arguments, call.text),
@@ -474,7 +284,7 @@ def _log(workload: str, call: _Call, number: int, timestamp: int, rng: random.Ra
     return {
         "timestamp": timestamp,
         "workload_id": workload,
-        "client_id": rng.choice(_CLIENTS),
+        "client_id": _pick("client", rng),
         "request": request,
         "response": response,
     }

@@ -10,6 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,23 @@ class Storage:
                 os.fsync(file.fileno())
             os.replace(beside, target)
 
+    def write_scratch(self, name: str, data: Any) -> None:
+        """Write a file that only this process's run will read: as it comes, with no promise."""
+        target = self._at(name)
+        with boundary(StorageError, f"writing {target}"):
+            self._fs.makedirs(os.path.dirname(target), exist_ok=True)
+            with self._fs.open(target, "wb") as file:
+                file.write(data)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        """A file for reading at any place in it: a memory map where it is local."""
+        target = self._at(name)
+        with boundary(StorageError, f"reading {target}"):
+            file = pa.memory_map(target) if self.local else self._fs.open(target, "rb")
+            with file:
+                yield file
+
     def read_json(self, name: str) -> Any:
         """Parse a JSON file."""
         data = self.read_bytes(name)
@@ -115,20 +133,21 @@ class Storage:
         text = "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values)
         self.write_bytes(name, text.encode("utf-8", "replace"))
 
-    def read_table(self, name: str = "") -> pa.Table:
+    def read_table(self, name: str = "", columns: list[str] | None = None) -> pa.Table:
         """One Parquet file, or all Parquet files of a folder in order of their names."""
         with boundary(StorageError, f"reading {self._at(name)}"):
             if name.endswith(".parquet"):
                 with self._fs.open(self._at(name), "rb") as file:
-                    return pq.read_table(file)
+                    return pq.read_table(file, columns=columns)
             folder = self.at(name) if name else self
-            parts = [folder.read_table(part) for part in folder.names(".parquet")]
+            parts = [folder.read_table(part, columns) for part in folder.names(".parquet")]
             return pa.concat_tables(parts) if parts else pa.table({})
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write one Parquet file (zstd)."""
+        """Write one Parquet file (zstd); Arrow dictionaries stay dictionaries, text stays text."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        repeated = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
+        pq.write_table(table, sink, compression="zstd", use_dictionary=repeated)
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def upload(self, local: Path, name: str) -> None:

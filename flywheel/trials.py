@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from flywheel import costs, curation, inference, models, scoring
-from flywheel.config import CandidateConfig, Experiment, LoraConfig, as_list
+from flywheel.config import CandidateConfig, Experiment, IclConfig, LoraConfig, as_list
 from flywheel.errors import EngineError, FlywheelError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
@@ -115,9 +116,10 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
         return
     records = desk.records(trial, "eval")
     settings = trial.settings
+    asks, told = _asks(trial, desk, records)
     answers = inference.answer_all(
         endpoint,
-        _asks(trial, desk, records),
+        asks,
         folder.at("completions"),
         settings["concurrency"],
         settings["timeout_s"],
@@ -132,7 +134,7 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
     wall = answers.wall_s * len(records) / answers.asked if answers.asked else _busy(answers, trial)
     latency = costs.latency_of(answers.completions, wall, settings["concurrency"])
     measured = asdict(latency) if latency else None
-    folder.write_json("answers.json", {"wall_s": wall, "latency": measured})
+    folder.write_json("answers.json", {"wall_s": wall, "latency": measured, **told})
 
 
 def read_scores(folder: Storage) -> list[Score]:
@@ -166,14 +168,28 @@ def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[
     if methods.base and candidate.can_try("base"):
         variants.append(("base", {}, {}))
     if methods.icl and candidate.can_try("icl"):
-        settings = {
-            "style": "system" if candidate.remote else "turns",
-            "embedding_model": methods.icl.embedding_model,
-        }
-        variants += [("icl", {"examples": k}, settings) for k in as_list(methods.icl.examples)]
+        style = "system" if candidate.remote else "turns"
+        variants += [("icl", *point) for point in _icl_variants(methods.icl, style)]
     if methods.lora and candidate.can_try("lora"):
         variants += [("lora", *_lora_variant(point)) for point in _grid(methods.lora)]
     return variants
+
+
+def _icl_variants(config: IclConfig, style: str) -> Iterator[tuple[Json, Json]]:
+    """Parameters and settings; a ratio is a parameter where it is not the plain nearest."""
+    semantic = config.chosen_by == "semantic_similarity"
+    settings = {
+        "style": style,
+        "selection": config.chosen_by,
+        "embedding_model": config.embedding_model if semantic else None,
+        "min_examples": config.min_examples,
+        "max_context_tokens": config.max_context_tokens,
+    }
+    for examples, ratio in itertools.product(
+        as_list(config.examples), as_list(config.relevance_ratio)
+    ):
+        relevance = {"relevance_ratio": ratio} if ratio < 1 else {}
+        yield {"examples": examples, **relevance}, settings
 
 
 def _grid(config: LoraConfig) -> list[Json]:
@@ -195,22 +211,51 @@ def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
     return {**candidate.model_dump(include=kept), "sampling": experiment.sampling.model_dump()}
 
 
-def _asks(trial: Trial, desk: Desk, records: Sequence[Record]) -> list[Ask]:
+def _asks(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Ask], Json]:
+    """What to ask, and what there is to tell of how it came about."""
+    told: Json = {}
     if trial.method == "icl":
-        folder = models.fetch(trial.settings["embedding_model"])
-        pool = desk.records(trial, "train")
-        chosen = icl.nearest(records, pool, trial.parameters["examples"], folder)
-        style = trial.settings["style"]
-        bodies = [icl.request(r, e, style) for r, e in zip(records, chosen, strict=True)]
+        bodies, told["icl"] = _few_shot(trial, desk, records)
     else:
         bodies = [base.request(record) for record in records]
     sampling = trial.settings["sampling"]
-    return [Ask(r.id, _sampled(b, sampling)) for r, b in zip(records, bodies, strict=True)]
+    asks = [Ask(r.id, _sampled(b, sampling)) for r, b in zip(records, bodies, strict=True)]
+    return asks, told
+
+
+def _few_shot(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Json], Json]:
+    settings = trial.settings
+    names = ("selection", "style", "min_examples")
+    rule = icl.Rule(**trial.parameters, **{name: settings[name] for name in names})
+    pool = icl.Pool.read(desk.storage.at("datasets", trial.dataset))
+    budget = _budget(trial)
+    reserved = [_answer_tokens(base.request(record), settings["sampling"]) for record in records]
+    orders = icl.orders(records, pool, rule, trial.seed, partial(_embed, trial, desk))
+    chosen = icl.choose(records, pool, rule, orders, budget, reserved)
+    bodies = [icl.request(r, e, rule.style) for r, e in zip(records, chosen, strict=True)]
+    return bodies, icl.account(chosen, rule, budget)
+
+
+def _budget(trial: Trial) -> icl.Budget:
+    most = trial.settings["max_context_tokens"]
+    if trial.settings["endpoint"]:
+        return icl.of_endpoint(most)
+    return icl.of_weights(models.fetch(trial.model), trial.settings["engine"], most)
+
+
+def _embed(trial: Trial, desk: Desk, texts: Sequence[str]) -> icl.Vectors:
+    model = trial.settings["embedding_model"]
+    return icl.embed(texts, model, models.fetch(model), desk.storage)
 
 
 def _sampled(body: Json, sampling: Json) -> Json:
-    limit = sampling["max_tokens"] or body.get("max_tokens") or DEFAULT_MAX_TOKENS
+    limit = _answer_tokens(body, sampling)
     return {**body, "temperature": sampling["temperature"], "max_tokens": limit}
+
+
+def _answer_tokens(body: Json, sampling: Json) -> int:
+    limit: int = sampling["max_tokens"] or body.get("max_tokens") or DEFAULT_MAX_TOKENS
+    return limit
 
 
 def _busy(answers: inference.Answers, trial: Trial) -> float:

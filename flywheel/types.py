@@ -14,19 +14,59 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import orjson
+
 Json = dict[str, Any]
 """A JSON object as Python sees it."""
 
 
-def canonical_json(value: Any) -> str:
+def canonical_bytes(value: Any) -> bytes:
     """Serialise to the one JSON text that equal values share: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # integers beyond 64 bits, half a surrogate pair
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode("utf-8", "surrogatepass")
+
+
+def json_text(value: Any) -> str:
+    """Serialise in the order its keys have, without spaces."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # integers beyond 64 bits
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def canonical_json(value: Any) -> str:
+    """`canonical_bytes` as text."""
+    return canonical_bytes(value).decode("utf-8", "surrogatepass")
 
 
 def content_hash(value: Any, length: int = 16) -> str:
     """Name a JSON value by its content: the first ``length`` hex digits of its SHA-256."""
-    data = canonical_json(value).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(data).hexdigest()[:length]
+    return hashlib.sha256(canonical_bytes(value)).hexdigest()[:length]
+
+
+def tools_digest(tools: list[Json]) -> bytes:
+    """What stands for a tool list in other hashes: computed once where lists repeat."""
+    return hashlib.blake2b(canonical_bytes(tools), digest_size=16).digest()
+
+
+def record_id(
+    timestamp: float, workload_id: str, client_id: str, request: Json, tools: bytes, response: Json
+) -> str:
+    """Name a record by its content: 16 hex digits.
+
+    Args:
+        timestamp: Seconds since the epoch.
+        workload_id: Its workload.
+        client_id: Its client.
+        request: The request but for ``tools``.
+        tools: `tools_digest` of those.
+        response: The response.
+    """
+    body = canonical_bytes([timestamp, workload_id, client_id, request, response])
+    return hashlib.sha256(tools + body).hexdigest()[:16]
 
 
 _SHORT = {"learning_rate": "lr", "rank": "r", "examples": "k"}
@@ -51,7 +91,29 @@ class Reason(StrEnum):
     NO_ANSWER = "no_answer"
     BAD_TOOL_CALL = "bad_tool_call"
     TOOL_ARGUMENTS_NOT_JSON = "tool_arguments_not_json"
+    BAD_TOOL_RESULT = "bad_tool_result"
     UNFINISHED_ANSWER = "unfinished_answer"
+    REFUSAL = "refusal"
+    REFERENCE_VIOLATES_SCHEMA = "reference_violates_schema"
+
+
+class Normalisation(StrEnum):
+    """What was changed in a line so that it became a `Record`; counted, never silent."""
+
+    CANONICAL_ARGUMENTS = "canonical_arguments"
+    """Tool arguments are no longer the text that was logged, but mean the same."""
+    EMPTY_ARGUMENTS = "empty_arguments"
+    """A call without arguments got ``{}``."""
+    LEGACY_FUNCTIONS = "legacy_functions"
+    """``functions`` and ``function_call`` became tools and tool calls."""
+    STREAM_CHUNKS = "stream_chunks"
+    """A list of streamed chunks was put together into one response."""
+    BROKEN_CHARACTERS = "broken_characters"
+    """Half a surrogate pair became U+FFFD."""
+    TIMESTAMP = "timestamp"
+    """Milliseconds or an ISO 8601 date became seconds."""
+    VIOLATES_SCHEMA = "reference_violates_schema"
+    """Nothing was changed: arguments contradict the tool's schema, and the file says to keep it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +131,15 @@ class Record:
     request: Json
     response: Json
     id: str = ""
+    normalisations: tuple[Normalisation, ...] = field(default=(), compare=False)
+    """What was changed on the way here, each at most once."""
 
     def __post_init__(self) -> None:
         if not self.id:
-            body = [self.timestamp, self.workload_id, self.client_id, self.request, self.response]
-            object.__setattr__(self, "id", content_hash(body))
+            where = (self.timestamp, self.workload_id, self.client_id)
+            request = {k: v for k, v in self.request.items() if k != "tools"}
+            name = record_id(*where, request, tools_digest(self.tools), self.response)
+            object.__setattr__(self, "id", name)
 
     @property
     def messages(self) -> list[Json]:
@@ -100,25 +166,29 @@ class Record:
     def to_row(self) -> Json:
         """Flatten to a Parquet row; nested objects travel as JSON text (Arrow needs one shape).
 
-        Their keys keep the logged order: a model sees tools and arguments as production's did.
+        Tools stand apart from the rest of the request, as they repeat from record to record. Keys
+        keep the logged order: a model sees tools and arguments as production's did.
         """
+        request = {k: v for k, v in self.request.items() if k != "tools"}
         return {
             "id": self.id,
             "timestamp": self.timestamp,
             "workload_id": self.workload_id,
             "client_id": self.client_id,
-            "request": json.dumps(self.request, ensure_ascii=False),
-            "response": json.dumps(self.response, ensure_ascii=False),
+            "request": json_text(request),
+            "tools": json_text(self.request["tools"]) if "tools" in self.request else None,
+            "response": json_text(self.response),
         }
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Record:
         """Inverse of `to_row`; further columns are ignored."""
+        tools = {} if row["tools"] is None else {"tools": json.loads(row["tools"])}
         return cls(
             timestamp=row["timestamp"],
             workload_id=row["workload_id"],
             client_id=row["client_id"],
-            request=json.loads(row["request"]),
+            request={**json.loads(row["request"]), **tools},
             response=json.loads(row["response"]),
             id=row["id"],
         )
@@ -129,9 +199,9 @@ class Rejection:
     """A log line that did not become a `Record`: where it stood and why."""
 
     source: str
-    """File or index it was read from."""
-    position: int
-    """Line number in that source, from 1."""
+    """File it was read from, or index and document id."""
+    offset: int
+    """Where it begins in that file: byte of the decompressed text, or row of a Parquet file."""
     reason: Reason
     detail: str
     """One sentence about this line, masked and at most 200 characters."""

@@ -60,6 +60,16 @@ MISTAKES: list[tuple[Json, list[str]]] = [
     ({"methods": {"lora": {"ranks": 8}}}, ["methods.lora.ranks", "unknown", "rank"]),
     ({"methods": {"lora": {"learning_rate": -1}}}, ["methods.lora.learning_rate", "-1"]),
     ({"methods": {"icl": {"examples": 100}}}, ["methods.icl.examples", "64", "100"]),
+    ({"methods": {"icl": {"relevance_ratio": 1.5}}}, ["methods.icl.relevance_ratio", "1", "1.5"]),
+    ({"methods": {"icl": {"selection": "random"}}}, ["icl.selection", "'lexical'", "'random'"]),
+    (
+        {"methods": {"icl": {"examples": [1, 3], "min_examples": 2}}},
+        ["methods.icl", "min_examples 2", "examples (1)"],
+    ),
+    (
+        {"methods": {"icl": {"selection": "uniform_distribution", "relevance_ratio": 0.5}}},
+        ["methods.icl", "uniform_distribution", "relevance_ratio"],
+    ),
     ({"dataset": {"eval_share": 1}}, ["dataset.eval_share", "less than 1"]),
     ({"sampling": {"temperature": 3}}, ["sampling.temperature", "2", "3"]),
     ({"ranking": {"threshold": 90}}, ["ranking.threshold", "1", "90"]),

@@ -19,10 +19,12 @@ LAYERS = {
     "base": {"types", "errors"},
     "config": {"config"},
     "pure": {
-        "records", "redaction", "datasets", "scoring", "statistics", "costs", "leaderboard",
+        "records", "normalising", "schemas", "fastlane", "redaction", "importers", "datasets",
+        "scoring", "statistics", "costs", "leaderboard",
     },
     "adapters": {
-        "storage", "stores", "sample_logs", "curation", "cluster", "progress",
+        "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "curation", "catalogue",
+        "cluster", "progress",
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },

@@ -110,7 +110,7 @@ def test_the_funnel_accounts_for_every_line():
     assert steps["log lines"].count == 3_000
     assert steps["records"].lost == "−110 rejected, −1,810 of other workloads"
     assert steps["distinct"].count == 985
-    assert steps["distinct"].lost == "−95 duplicates"
+    assert steps["distinct"].lost == "−60 exact duplicates, −35 normalised duplicates"
     assert steps["eval"].share == pytest.approx(100 / 30)
 
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flywheel.datasets import Keys, deduplicate
+from flywheel.datasets import Keys
+from flywheel.datasets.duplicates import deduplicate
 from flywheel.records import parse_line
 from flywheel.redaction import redact
 from flywheel.sample_logs import ANSWERS, ROUTER, TICKETS, SampleSummary, write_sample_logs
-from flywheel.stores import open_store
+from flywheel.stores import Query, open_store
 from flywheel.types import Record, Rejection
 
 
@@ -20,8 +22,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
 
 @pytest.fixture(scope="module")
 def parsed(sample: SampleSummary) -> list[Record | Rejection]:
-    store = open_store(sample.directory)
-    return [parse_line(line, p, at) for p in store.paths() for at, line in store.read(p)]
+    store, everything = open_store(sample.directory), Query()
+    return [
+        parse_line(line, chunk.source(i), chunk.offsets[i])
+        for shard in store.shards(everything, readers=2)
+        for chunk in store.scan(shard, everything)
+        for i, line in enumerate(chunk.lines)
+    ]
 
 
 def test_three_workloads_have_3000_records_in_four_files(sample: SampleSummary) -> None:
@@ -36,15 +43,18 @@ def test_curation_counts_what_was_planted(
     assert len(parsed) == sample.lines
     rejected = Counter(str(r.reason) for r in parsed if isinstance(r, Rejection))
     assert rejected == sample.rejected
-    keys: defaultdict[str, list[Keys]] = defaultdict(list)
+    clean: defaultdict[str, list[Record]] = defaultdict(list)
     masked: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in (r for r in parsed if isinstance(r, Record)):
-        clean, found = redact(record)
-        keys[clean.workload_id].append(Keys.of(clean))
-        masked[clean.workload_id] += found
+        masked_record, found = redact(record)
+        clean[record.workload_id].append(masked_record)
+        masked[record.workload_id] += found
     assert masked == sample.personal
-    assert {name: len(own) for name, own in keys.items()} == sample.records
-    assert {name: deduplicate(own)[1] for name, own in keys.items()} == sample.duplicates
+    assert {name: len(own) for name, own in clean.items()} == sample.records
+    none = np.empty((0, 2), np.int64)
+    kept = {name: deduplicate(Keys.of(own), none) for name, own in clean.items()}
+    for name, planted in sample.duplicates.items():
+        assert kept[name].duplicates == {**planted, "near": 0}
 
 
 def test_arguments_of_a_routed_call_stand_in_the_query(parsed: list[Record | Rejection]) -> None:

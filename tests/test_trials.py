@@ -10,7 +10,7 @@ import pytest
 
 from flywheel import trials
 from flywheel.config import Experiment, validate
-from flywheel.errors import EngineError, TrainingError
+from flywheel.errors import EngineError, ModelNotFoundError, TrainingError
 from flywheel.serving import Endpoint
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
@@ -71,6 +71,41 @@ def test_examples_stand_as_turns_here_and_as_text_elsewhere() -> None:
     both = plan(experiment(candidates=[{"model": "m"}, REMOTE]), "f")
     styles = {t.candidate: t.settings["style"] for t in both if t.method == "icl"}
     assert styles == {"m": "turns", "big": "system"}
+
+
+def few_shot(**icl: Any) -> set[str]:
+    return keys(methods={"icl": {"examples": 4, **icl}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"relevance_ratio": 0.5},
+        {"selection": "lexical"},
+        {"selection": "uniform_distribution"},
+        {"embedding_model": None},
+        {"embedding_model": "else/embedder"},
+        {"max_context_tokens": 4096},
+        {"min_examples": 2},
+    ],
+    ids=str,
+)
+def test_what_decides_the_examples_makes_another_trial(changes: Json) -> None:
+    assert not few_shot() & few_shot(**changes)
+
+
+def test_without_an_embedding_model_nothing_is_semantic() -> None:
+    assert few_shot(embedding_model=None) == few_shot(selection="lexical")
+
+
+def test_examples_and_ratio_are_a_grid_and_the_plain_nearest_needs_no_name() -> None:
+    grid = {"icl": {"examples": [1, 3], "relevance_ratio": [1, 0.7]}}
+    assert labels(experiment(methods=grid)) == [
+        "small icl k=1",
+        "small icl k=1 relevance_ratio=0.7",
+        "small icl k=3",
+        "small icl k=3 relevance_ratio=0.7",
+    ]
 
 
 def test_no_two_trials_share_a_key_and_planning_again_gives_the_same() -> None:
@@ -200,6 +235,62 @@ def test_one_failed_request_is_failed_not_zero(desk: Desk) -> None:
     assert by_record[RECORDS[1].id].value == 0.0
     figure = estimate(list(by_record.values()))
     assert (figure.n, figure.scored, figure.failed) == (2, 1, 1)
+
+
+TRAIN = [
+    ("b", sample_record("Where is B-1?", tool_reply("f", {"order": "B-1"}))),
+    ("c", sample_record("Is it blue?", text_reply("Yes."))),
+]
+
+
+def few_shot_trial(desk: Desk, fake: FakeEndpoint, **icl: Any) -> Trial:
+    """A trial of up to two examples, with the dataset's train split written."""
+    rows = [{**record.to_row(), "class": name} for name, record in TRAIN]
+    dataset = desk.storage.at("datasets", "f")
+    dataset.write_table("train/00000.parquet", pa.Table.from_pylist(rows))
+    candidate = {"model": "fake", "endpoint": fake.url, "concurrency": 2, "timeout_s": 5}
+    methods = {"icl": {"examples": 2, "selection": "lexical", **icl}}
+    return plan(experiment(candidates=[candidate], methods=methods), "f")[0]
+
+
+def test_a_few_shot_trial_asks_with_examples_and_tells_how_many_had_room(desk: Desk) -> None:
+    with FakeEndpoint(lambda body: text_reply("?")) as fake:
+        trial = few_shot_trial(desk, fake)
+        trials.answer(trial, desk, fake.endpoint(), silent)
+    asked = [request.body["messages"][0]["content"] for request in fake.requests]
+    assert all(0 < text.index("Is it blue?") < text.index("Where is B-1?") for text in asked)
+    assert desk.folder(trial).read_json("answers.json")["icl"] == {
+        "context_tokens": None,
+        "counted_by": "no limit",
+        "examples_per_record": 2,
+        "fewer_than_examples": 0,
+        "fewer_than_min_examples": 0,
+    }
+
+
+def test_what_has_no_room_is_left_out_and_counted(desk: Desk) -> None:
+    with FakeEndpoint(lambda body: text_reply("?")) as fake:
+        trial = few_shot_trial(desk, fake, max_context_tokens=900, min_examples=2)
+        trials.answer(trial, desk, fake.endpoint(), silent)
+    told = desk.folder(trial).read_json("answers.json")["icl"]
+    assert (told["context_tokens"], told["counted_by"]) == (900, "estimate")
+    assert told["examples_per_record"] == 1
+    assert (told["fewer_than_examples"], told["fewer_than_min_examples"]) == (2, 2)
+
+
+def test_a_few_shot_trial_without_examples_or_embeddings_asks_nothing(
+    desk: Desk, tmp_path: Path
+) -> None:
+    with FakeEndpoint(lambda body: text_reply("?")) as fake:
+        small = few_shot_trial(desk, fake, max_context_tokens=600)
+        with pytest.raises(EngineError, match="not one of 2 prompts has room"):
+            trials.answer(small, desk, fake.endpoint(), silent)
+        nowhere = {"selection": "semantic_similarity", "embedding_model": str(tmp_path / "none")}
+        lost = few_shot_trial(desk, fake, **nowhere)
+        with pytest.raises(ModelNotFoundError, match="none"):
+            trials.answer(lost, desk, fake.endpoint(), silent)
+    assert fake.requests == []
+    assert not desk.folder(small).exists("answers.json")
 
 
 def test_a_trial_without_one_answer_has_failed(desk: Desk) -> None:

@@ -196,6 +196,7 @@ def test_wrong_requests_and_failed_work_have_their_exit_codes() -> None:
         "RequestError": 2,
         "ConfigError": 2,
         "DataError": 2,
+        "NotRecognised": 2,
         "ModelNotFoundError": 2,
         "ClusterError": 2,
         "StorageError": 1,

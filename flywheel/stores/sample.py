@@ -5,14 +5,17 @@ Every node makes the same lines by itself, so a demonstration needs no files tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from urllib.parse import parse_qs, urlsplit
 
 from flywheel.errors import DataError
-from flywheel.sample_logs import SHARDS, sample_shards
-from flywheel.stores import WorkloadSummary
+from flywheel.sample_logs import sample_shards
+from flywheel.stores import Appended, Chunk, Query, Shard, WorkloadSummary
+from flywheel.stores.lines import read_lines
 from flywheel.stores.summary import summarise
+from flywheel.types import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,25 +24,31 @@ class SampleStore:
 
     url: str
 
-    def paths(self) -> list[str]:
-        """See `LogStore`."""
-        self._lines()
-        return [f"{self.url}#shop-{shard:05d}.jsonl" for shard in range(SHARDS)]
-
-    def read(self, path: str) -> Iterator[tuple[int, bytes]]:
-        """See `LogStore`."""
-        shard = self._lines()[self.paths().index(path)]
-        for position, line in enumerate(shard, start=1):
-            yield position, line.encode()
-
     def workloads(self) -> list[WorkloadSummary]:
         """See `LogStore`."""
         return summarise(self)
 
-    def _lines(self) -> list[list[str]]:
+    def shards(self, query: Query, readers: int) -> list[Shard]:
+        """See `LogStore`."""
+        return [Shard(source, size=len(data)) for source, data in self._files().items()]
+
+    def scan(self, shard: Shard, query: Query) -> Iterator[Chunk]:
+        """See `LogStore`."""
+        data = self._files()[shard.source]
+        return read_lines(BytesIO(data), shard.source, shard.start, shard.end)
+
+    def append(self, documents: Iterable[Json], progress: Callable[[int], None]) -> Appended:
+        """Refused: these lines are made up anew each time. See `LogStore`."""
+        raise DataError(f"{self.url}: the sample logs cannot be added to")
+
+    def _files(self) -> dict[str, bytes]:
         parts = urlsplit(self.url)
         try:
             seed = int(parse_qs(parts.query).get("seed", ["0"])[0])
-            return sample_shards(int(parts.netloc), seed)
+            shards = sample_shards(int(parts.netloc), seed)
         except ValueError as error:
             raise DataError(f"{self.url}: must look like sample://3000?seed=0 ({error})") from None
+        return {
+            f"{self.url}#shop-{i:05d}.jsonl": "".join(f"{line}\n" for line in lines).encode()
+            for i, lines in enumerate(shards)
+        }

@@ -1,17 +1,15 @@
-"""Few-shot prompting: each prompt gets the training records whose queries lie nearest to its own.
+"""The few-shot prompt: examples before the query, as turns or as text.
 
-Examples come from the train split only. They stand either as earlier turns of the conversation
-(``turns``, for models served here) or as text in the system message (``system``, for endpoints:
-OpenAI's protocol refuses a tool call in the history that no tool answered).
+They stand either as earlier turns of the conversation (``turns``, for models served here) or as
+text in the system message (``system``, for endpoints: OpenAI's protocol refuses a tool call in the
+history that no tool answered; the text is that of NVIDIA's blueprint).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from flywheel.errors import EngineError, boundary
 from flywheel.methods import base
 from flywheel.rendering import query_of
 from flywheel.scoring.text import text_of
@@ -23,38 +21,17 @@ _HEADER = (
 )
 
 
-def nearest(
-    queries: Sequence[Record], pool: Sequence[Record], count: int, model_folder: Path
-) -> list[list[Record]]:
-    """For each query record, the ``count`` pool records nearest by cosine of embedded queries.
-
-    Ties fall to the pool's order, so the same inputs give the same examples.
-
-    Raises:
-        EngineError: The embedding model cannot be loaded.
-    """
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.util import semantic_search
-
-    with boundary(EngineError, f"embedding with {model_folder}"):
-        model = SentenceTransformer(str(model_folder), device="cpu", trust_remote_code=False)
-        embed = [
-            model.encode([query_of(r) for r in records], show_progress_bar=False)
-            for records in (queries, pool)
-        ]
-        hits = semantic_search(*embed, top_k=count)
-    return [[pool[int(hit["corpus_id"])] for hit in found] for found in hits]
-
-
 def request(record: Record, examples: Sequence[Record], style: str) -> Json:
     """The record's request with examples, nearest last so that it stands beside the query.
 
     Args:
         record: The eval record.
-        examples: Training records, nearest first.
+        examples: Training records, nearest first; without any, the request is production's.
         style: ``turns`` or ``system``.
     """
     body = base.request(record)
+    if not examples:
+        return body
     ordered = list(reversed(examples))
     build = _as_turns if style == "turns" else _as_system
     return {**body, "messages": build(record.messages, ordered)}

@@ -1,0 +1,195 @@
+"""Find texts that are nearly the same: MinHash signatures, LSH bands, and true Jaccard similarity.
+
+A text is the set of its character 5-grams. Signatures are computed for a whole batch at once:
+the grams of all texts lie in one array, and each hash function is one pass over it. Texts that
+agree in all rows of some band are candidates; a candidate counts only once the Jaccard similarity
+of the two sets themselves has been computed.
+
+Sources: Broder, 1997, "On the resemblance and containment of documents" (MinHash); Leskovec,
+Rajaraman and Ullman, "Mining of Massive Datasets", 3.2 to 3.4 (shingles, banding); Chaudhuri et
+al., 2006, "A Primitive Operator for Similarity Joins" (prefix filter).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+GRAM = 5
+"""Characters of a shingle; what "Mining of Massive Datasets" advises for short texts."""
+
+MAX_HASHES = 64
+"""Values of a signature at most."""
+RECALL = 0.99
+"""Share of the pairs exactly at the threshold that become candidates; more above it."""
+
+_ALL_PAIRS_UP_TO = 24
+"""Members of a bucket that become candidates each with each; larger ones are filtered first."""
+
+U32 = npt.NDArray[np.uint32]
+Pairs = npt.NDArray[np.int64]
+"""(P, 2) positions of two texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Banding:
+    """How a signature is cut: texts are candidates if all ``rows`` values of a band agree."""
+
+    bands: int
+    rows: int
+
+    def probability(self, similarity: float) -> float:
+        """That two texts of this Jaccard similarity become candidates."""
+        return float(1 - (1 - similarity**self.rows) ** self.bands)
+
+    @classmethod
+    def for_threshold(cls, threshold: float) -> Banding:
+        """The most selective banding that reaches `RECALL` at the threshold."""
+        fitting = (
+            banding
+            for rows in range(MAX_HASHES, 0, -1)
+            for bands in range(1, MAX_HASHES // rows + 1)
+            if (banding := cls(bands, rows)).probability(threshold) >= RECALL
+        )
+        return next(fitting, cls(MAX_HASHES, 1))
+
+
+def grams(text: str) -> set[str]:
+    """A text's shingles; a text shorter than one is its own."""
+    return {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
+
+
+def jaccard(one: set[str], other: set[str]) -> float:
+    """Shared elements divided by all elements; 1 for two empty sets."""
+    shared = len(one & other)
+    together = len(one) + len(other) - shared
+    return shared / together if together else 1.0
+
+
+def bands(texts: Sequence[str], banding: Banding) -> U32:
+    """Each text's band values: (texts, bands). Equal texts have equal values."""
+    if not texts:
+        return np.empty((0, banding.bands), np.uint32)
+    hashes, starts = _gram_hashes(texts)
+    result = np.empty((len(texts), banding.bands), np.uint32)
+    factors = _factors(banding.bands * banding.rows)
+    for band in range(banding.bands):
+        value = np.zeros(len(texts), np.uint32)
+        for row in range(banding.rows):
+            low = _lowest(hashes, starts, *factors[band * banding.rows + row])
+            value = (value ^ low) * np.uint32(0x9E3779B1)
+            value ^= value >> np.uint32(15)
+        result[:, band] = value
+    return result
+
+
+def buckets(values: U32) -> tuple[Pairs, list[npt.NDArray[np.int64]]]:
+    """Who shares a band: candidate pairs, and the buckets too large to name all pairs of.
+
+    Args:
+        values: (texts, bands) as `bands` gives them, of distinct texts.
+
+    Returns:
+        (P, 2) distinct pairs of positions, and positions by bucket; each bucket once.
+    """
+    found = [np.empty((0, 2), np.int64)]
+    large: dict[bytes, npt.NDArray[np.int64]] = {}
+    for band in values.T:
+        order = np.argsort(band, kind="stable")
+        starts = np.flatnonzero(np.append(True, band[order][1:] != band[order][:-1]))
+        sizes = np.diff(np.append(starts, len(order)))
+        for size in np.unique(sizes[(sizes > 1) & (sizes <= _ALL_PAIRS_UP_TO)]).tolist():
+            members = order[starts[sizes == size][:, None] + np.arange(size)]
+            one, other = np.triu_indices(size, 1)
+            found.append(np.column_stack([members[:, one].ravel(), members[:, other].ravel()]))
+        for i in np.flatnonzero(sizes > _ALL_PAIRS_UP_TO):
+            bucket = np.sort(order[starts[i] : starts[i] + sizes[i]])
+            large[bucket.tobytes()] = bucket
+    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    return pairs, list(large.values())
+
+
+def verified(pairs: Pairs, texts: Mapping[int, str], threshold: float) -> Pairs:
+    """Those of the candidate pairs whose texts reach the threshold."""
+    sets: dict[int, set[str]] = {}
+    kept = []
+    for one, other in pairs.tolist():
+        for i in (one, other):
+            if i not in sets:
+                sets[i] = grams(texts[i])
+        if jaccard(sets[one], sets[other]) >= threshold:
+            kept.append((one, other))
+    return np.array(kept, np.int64).reshape(-1, 2)
+
+
+def joined(bucket: npt.NDArray[np.int64], texts: Mapping[int, str], threshold: float) -> Pairs:
+    """The pairs of one large bucket whose texts reach the threshold.
+
+    A template with a number in it fills a bucket with thousands. The prefix filter misses no pair:
+    two sets can only reach the threshold if they share one of their rarest grams.
+    """
+    sets = [grams(texts[i]) for i in bucket.tolist()]
+    counts = Counter(gram for own in sets for gram in own)
+    found: set[tuple[int, int]] = set()
+    holders: defaultdict[str, list[int]] = defaultdict(list)
+    for j, own in enumerate(sets):
+        rarest = sorted(own, key=lambda gram: (counts[gram], gram))
+        for gram in rarest[: len(own) - _least_shared(len(own), threshold) + 1]:
+            for i in holders[gram]:
+                if threshold * len(sets[i]) <= len(own) <= len(sets[i]) / threshold:
+                    found.add((i, j))
+            holders[gram].append(j)
+    kept = [(i, j) for i, j in sorted(found) if jaccard(sets[i], sets[j]) >= threshold]
+    return bucket[np.array(kept, np.int64).reshape(-1, 2)]
+
+
+def _least_shared(size: int, threshold: float) -> int:
+    """Elements that a set of this size must share with any set it resembles enough."""
+    return max(1, int(np.ceil(threshold * size - 1e-9)))
+
+
+def _gram_hashes(texts: Sequence[str]) -> tuple[U32, npt.NDArray[np.int64]]:
+    """Hashes of all texts' grams in one array, and where each text's begin."""
+    # A text shorter than a gram is filled up, so that every text has one.
+    whole = "".join(text.ljust(GRAM, "\0") for text in texts)
+    codes = np.frombuffer(whole.encode("utf-32-le", "surrogatepass"), np.uint32)
+    lengths = np.fromiter((max(GRAM, len(text)) for text in texts), np.int64, len(texts))
+    ends = np.cumsum(lengths)
+    hashes = _rolled(codes)
+    # Windows that reach over a text's end belong to no text.
+    inner = np.ones(len(codes), bool)
+    for back in range(1, GRAM):
+        inner[ends - back] = False
+    counts = lengths - GRAM + 1
+    return hashes[inner[: len(hashes)]], np.cumsum(counts) - counts
+
+
+def _rolled(codes: U32) -> U32:
+    """A well mixed hash of every window of `GRAM` code points."""
+    size = len(codes) - GRAM + 1
+    value = np.zeros(size, np.uint32)
+    for i in range(GRAM):
+        value = (value ^ codes[i : i + size]) * np.uint32(0x01000193)
+        value ^= value >> np.uint32(13)
+    value *= np.uint32(0x85EBCA6B)
+    value ^= value >> np.uint32(16)
+    return value
+
+
+def _factors(count: int) -> list[tuple[np.uint32, np.uint32]]:
+    """Fixed odd multipliers and masks, one pair per hash function."""
+    drawn = np.frombuffer(hashlib.shake_128(b"flywheel minhash").digest(8 * count), "<u4")
+    return [(a | np.uint32(1), b) for a, b in drawn.reshape(count, 2)]
+
+
+def _lowest(hashes: U32, starts: npt.NDArray[np.int64], factor: Any, mask: Any) -> U32:
+    """One hash function's least value over each text's grams."""
+    mixed = (hashes ^ mask) * factor
+    mixed ^= mixed >> np.uint32(16)
+    return np.minimum.reduceat(mixed, starts)

@@ -1,0 +1,21 @@
+"""Mask personal data and secrets in a Record before its text goes anywhere.
+
+A found value becomes a typed placeholder, ``<EMAIL_1>``. Equal values of one record share one
+placeholder, whatever their spelling and wherever they stand, so that a tool call still matches the
+sentence it was made from. `patterns` finds what has a form, `presidio` (an extra) finds names,
+places and organisations, and `masker` puts the placeholders in.
+"""
+
+from flywheel.redaction.masker import Redactor, mask_text, redact, redactor
+from flywheel.redaction.patterns import SUSPICIOUS, Span, find, needs_masking
+
+__all__ = [
+    "SUSPICIOUS",
+    "Redactor",
+    "Span",
+    "find",
+    "mask_text",
+    "needs_masking",
+    "redact",
+    "redactor",
+]
