@@ -23,7 +23,15 @@ from flywheel.fastlane import FastLane, Plain
 from flywheel.records import parse_line
 from flywheel.redaction import SUSPICIOUS, redactor
 from flywheel.stores import Chunk, Query
-from flywheel.types import Json, Record, Rejection, json_text, record_id, tools_digest
+from flywheel.types import (
+    Json,
+    Record,
+    Rejection,
+    json_text,
+    message_bytes,
+    record_id,
+    tools_digest,
+)
 
 ROWS = pa.schema(
     [
@@ -49,8 +57,8 @@ REJECTIONS = pa.schema(
 USAGE = ("prompt_tokens", "completion_tokens")
 
 _SUSPICIOUS = re2.compile(SUSPICIOUS)
-_Row = tuple[Any, ...]
-"""A row, its keys, its token usage, the user's text."""
+_Row = tuple[tuple[Any, ...], keys.Row, str, tuple[int | None, ...]]
+"""A row as it is stored, its keys, the user's text, its token usage."""
 
 
 @dataclass(slots=True)
@@ -186,7 +194,7 @@ class Intake:
         return _plain_row(clean, _Texts.of(clean), one.request)
 
     def _tables(self, rows: list[_Row]) -> tuple[pa.Table, pa.Table]:
-        stored, deciding, usage, texts = zip(*rows, strict=True) if rows else ([], [], [], [])
+        stored, deciding, texts, usage = zip(*rows, strict=True) if rows else ([], [], [], [])
         found = keys.table(deciding)
         for i, name in enumerate(USAGE):
             found = found.append_column(name, pa.array([u[i] for u in usage], pa.int64()))
@@ -222,24 +230,25 @@ class _Texts(NamedTuple):
 
 
 def _plain_row(one: Plain, texts: _Texts, logged: Json) -> _Row:
-    where = (one.timestamp, one.workload_id, one.client_id)
-    name = record_id(*where, one.request, one.tools.digest, one.response)
+    where, tools = (one.timestamp, one.workload_id, one.client_id), one.tools.digest
+    spoken = message_bytes(one.request["messages"])
+    name = record_id(where, one.request, spoken, tools, one.response)
     stored = (name, *where, texts.request, one.tools.text, texts.response)
-    decided = keys.decide(one.request["messages"], one.tools.digest, one.answer, logged)
-    return _as_row(stored, decided, one.response)
+    request = {**logged, "messages": one.request["messages"]}
+    decided = keys.decide(name, one.timestamp, request, spoken, tools, one.answer)
+    return stored, *decided, _usage(one.response)
 
 
 def _record_row(record: Record, logged: Json) -> _Row:
-    stored = tuple(record.to_row().values())
-    decided = keys.decide(record.messages, tools_digest(record.tools), record.answer, logged)
-    return _as_row(stored, decided, record.response)
+    spoken, tools = message_bytes(record.messages), tools_digest(record.tools)
+    request = {**logged, "messages": record.messages}
+    decided = keys.decide(record.id, record.timestamp, request, spoken, tools, record.answer)
+    return tuple(record.to_row().values()), *decided, _usage(record.response)
 
 
-def _as_row(stored: tuple[Any, ...], decided: tuple[Any, ...], response: Json) -> _Row:
-    deciding = (int(stored[0], 16), *decided[:9], stored[1], *decided[9:-1])
-    usage = response.get("usage")
-    logged = usage if isinstance(usage, dict) else {}
-    return stored, deciding, tuple(_tokens(logged.get(name)) for name in USAGE), decided[-1]
+def _usage(response: Json) -> tuple[int | None, ...]:
+    usage = response.get("usage") or {}
+    return tuple(_tokens(usage.get(name)) for name in USAGE)
 
 
 def _tokens(value: Any) -> int | None:

@@ -52,21 +52,30 @@ def tools_digest(tools: list[Json]) -> bytes:
     return hashlib.blake2b(canonical_bytes(tools), digest_size=16).digest()
 
 
+def message_bytes(messages: list[Json]) -> list[bytes]:
+    """Each message in canonical form, for the hashes it takes part in."""
+    return [canonical_bytes(message) for message in messages]
+
+
 def record_id(
-    timestamp: float, workload_id: str, client_id: str, request: Json, tools: bytes, response: Json
+    where: tuple[float, str, str],
+    request: Json,
+    messages: list[bytes],
+    tools: bytes,
+    response: Json,
 ) -> str:
     """Name a record by its content: 16 hex digits.
 
     Args:
-        timestamp: Seconds since the epoch.
-        workload_id: Its workload.
-        client_id: Its client.
-        request: The request but for ``tools``.
+        where: Its timestamp, workload_id and client_id.
+        request: The request; its messages and tools are not looked at.
+        messages: `message_bytes` of those.
         tools: `tools_digest` of those.
         response: The response.
     """
-    body = canonical_bytes([timestamp, workload_id, client_id, request, response])
-    return hashlib.sha256(tools + body).hexdigest()[:16]
+    rest = {name: v for name, v in request.items() if name not in ("messages", "tools")}
+    body = canonical_bytes([*where, rest, response])
+    return hashlib.sha256(b"\n".join([tools, body, *messages])).hexdigest()[:16]
 
 
 _SHORT = {"learning_rate": "lr", "rank": "r", "examples": "k"}
@@ -137,8 +146,8 @@ class Record:
     def __post_init__(self) -> None:
         if not self.id:
             where = (self.timestamp, self.workload_id, self.client_id)
-            request = {k: v for k, v in self.request.items() if k != "tools"}
-            name = record_id(*where, request, tools_digest(self.tools), self.response)
+            spoken = message_bytes(self.request.get("messages", []))
+            name = record_id(where, self.request, spoken, tools_digest(self.tools), self.response)
             object.__setattr__(self, "id", name)
 
     @property

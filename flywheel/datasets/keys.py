@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from flywheel.types import Json, Record, canonical_bytes, tools_digest
+from flywheel.types import Json, Record, canonical_bytes, message_bytes, tools_digest
 
 NO_TOOL = "no_tool"
 
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         ("length", pa.int32()),
     ]
 )
-"""One row per record, in the order of `row`."""
+"""One row per record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,25 @@ class Keys:
         return cls(*(_column(rows[field.name].combine_chunks()) for field in fields(cls)))
 
 
-def table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
-    """Rows as `row` gives them, as a table of `SCHEMA`."""
-    columns = zip(*rows, strict=True) if rows else ([] for _ in SCHEMA)
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+class Row(NamedTuple):
+    """One record's keys, as they are collected."""
+
+    hashes: bytes
+    """8 bytes for each of `HASHES`."""
+    timestamp: float
+    tool: str
+    label: str
+    length: int
+
+
+def table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as a table of `SCHEMA`."""
+    hashes = np.frombuffer(b"".join(row.hashes for row in rows), ">u8").reshape(-1, len(HASHES))
+    others = zip(*(row[1:] for row in rows), strict=True) if rows else [()] * 4
+    arrays = [pa.array(column) for column in hashes.T.astype(np.uint64)]
+    arrays += [
+        pa.array(v, f.type) for v, f in zip(others, list(SCHEMA)[len(arrays) :], strict=True)
+    ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
@@ -116,52 +131,50 @@ def _column(values: Any) -> npt.NDArray[Any]:
     return texts
 
 
-def row(record: Record) -> tuple[Any, ...]:
-    """One record's keys in the order of `SCHEMA`."""
-    *deciding, _ = decide(
-        record.messages, tools_digest(record.tools), record.answer, record.request
-    )
-    return (int(record.id, 16), *deciding[:9], record.timestamp, *deciding[9:])
+def row(record: Record) -> Row:
+    """One record's keys."""
+    spoken, tools = message_bytes(record.messages), tools_digest(record.tools)
+    found, _ = decide(record.id, record.timestamp, record.request, spoken, tools, record.answer)
+    return found
 
 
-def decide(messages: list[Json], tools: bytes, answer: Json, request: Json) -> tuple[Any, ...]:
-    """The keys of one record but for id and timestamp, and the user's normalised text.
+def decide(
+    name: str, timestamp: float, request: Json, spoken: list[bytes], tools: bytes, answer: Json
+) -> tuple[Row, str]:
+    """One record's keys, and the user's normalised text.
 
     Args:
-        messages: The conversation.
+        name: The record's id.
+        timestamp: Seconds since the epoch.
+        request: The request; its tools are not looked at.
+        spoken: `message_bytes` of its messages.
         tools: `tools_digest` of its tools.
         answer: Production's message.
-        request: What else the request holds.
     """
-    spoken: list[Json] = []
-    frame: list[Json | str] = []
-    said: list[str] = []
-    for message in messages:
-        if message["role"] != "user":
-            spoken.append(message)
-            frame.append(message)
-            continue
-        content, text = _normal_content(message["content"])
-        spoken.append({**message, "content": content})
-        frame.append("user")
-        said.append(text)
-    asked = canonical_bytes(spoken)
-    text = "\n".join(said)
-    calls = answer.get("tool_calls")
-    content = answer.get("content") or ""
-    return (
-        _hash(canonical_bytes(messages) + tools),
-        _hash(asked + tools),
-        _hash(asked),
-        _hash(canonical_bytes(frame) + tools),
-        _hash(text.encode("utf-8", "surrogatepass")) if text else 0,
+    asked, frame, said = [], [], []
+    for message, text_of_it in zip(request["messages"], spoken, strict=True):
+        if message["role"] == "user":
+            content, text = _normal_content(message["content"])
+            asked.append(canonical_bytes({**message, "content": content}))
+            frame.append(b"user")
+            said.append(text)
+        else:
+            asked.append(text_of_it)
+            frame.append(text_of_it)
+    prompt, text = b"\n".join(asked), "\n".join(said)
+    calls, content = answer.get("tool_calls"), answer.get("content") or ""
+    hashes = (
+        bytes.fromhex(name),
+        _hash(b"\n".join(spoken) + tools),
+        _hash(prompt + tools),
+        _hash(prompt),
+        _hash(b"\n".join(frame) + tools),
+        _hash(text.encode("utf-8", "surrogatepass")) if text else _NOTHING,
         _hash(canonical_bytes([c["function"] for c in calls] if calls else content)),
         *_links(request),
-        _tool(calls),
-        content.strip()[:_LABEL_LENGTH],
-        len(content),
-        text,
     )
+    label = content.strip()[:_LABEL_LENGTH]
+    return Row(b"".join(hashes), timestamp, _tool(calls), label, len(content)), text
 
 
 def normal_text(text: str) -> str:
@@ -184,22 +197,25 @@ def _tool(calls: list[Json] | None) -> str:
     return names[0] if len(names) == 1 else f"({', '.join(names)})"
 
 
-def _hash(data: bytes) -> int:
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+_NOTHING = bytes(8)
 
 
-def _links(request: Json) -> list[int]:
+def _hash(data: bytes) -> bytes:
+    return blake2b(data, digest_size=8).digest()
+
+
+def _links(request: Json) -> list[bytes]:
     metadata = request.get("metadata")
     named = metadata if isinstance(metadata, dict) else {}
     if not named and "user" not in request:
-        return [0, 0, 0]
+        return [_NOTHING] * len(LINKS)
     values = [named.get(name) for name in LINKS]
     if values[-1] is None:
         values[-1] = request.get("user")
     return [
         _hash(f"{name}={value}".encode("utf-8", "surrogatepass"))
         if isinstance(value, str | int) and value != ""
-        else 0
+        else _NOTHING
         for name, value in zip(LINKS, values, strict=True)
     ]
 
