@@ -79,7 +79,12 @@ class _Logs:
         return len(self.keys)
 
 
-def curate(experiment: Experiment, storage: Storage, progress: Progress | None = None) -> Manifest:
+def curate(
+    experiment: Experiment,
+    storage: Storage,
+    progress: Progress | None = None,
+    readers: int | None = None,
+) -> Manifest:
     """Make the dataset that an experiment asks for, under ``datasets/<fingerprint>``.
 
     Curating the same logs again writes nothing.
@@ -88,6 +93,8 @@ def curate(experiment: Experiment, storage: Storage, progress: Progress | None =
         experiment: Names the log store, the workload and the split rule.
         storage: Where the run keeps its files; every node must reach the log store.
         progress: Told how far each stage is.
+        readers: How many read at once; default: one for each CPU of the cluster. It decides
+            nothing but speed.
 
     Raises:
         DataError: No logs there, none of this workload, or too few of it.
@@ -95,7 +102,7 @@ def curate(experiment: Experiment, storage: Storage, progress: Progress | None =
     tell = progress or (lambda stage, done, total: None)
     scratch = storage.at(f".scratch-{uuid.uuid4().hex}")
     try:
-        logs = _read(open_store(experiment.logs), experiment, scratch, tell)
+        logs = _read(open_store(experiment.logs), experiment, scratch, tell, readers)
         _check_workload(experiment, logs)
         edges = _near_duplicates(logs, experiment.dataset, scratch, tell)
         division = _divide(experiment, logs.keys, edges, storage)
@@ -127,14 +134,16 @@ def load_split(storage: Storage, fingerprint: str, split: str) -> list[Record]:
 # -- reading ---------------------------------------------------------------------------------
 
 
-def _read(store: LogStore, experiment: Experiment, scratch: Storage, tell: Progress) -> _Logs:
+def _read(
+    store: LogStore, experiment: Experiment, scratch: Storage, tell: Progress, readers: int | None
+) -> _Logs:
     """Read all shards in parallel."""
     import ray
 
     config = experiment.dataset
     query = Query(experiment.workload, experiment.client, *config.window)
-    readers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    shards = store.shards(query, readers)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    shards = store.shards(query, readers or cpus)
     total, done = sum(shard.size for shard in shards), 0
     tell(READING, 0, total)
     options = {

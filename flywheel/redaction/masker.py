@@ -12,7 +12,7 @@ from typing import Any
 
 from flywheel.errors import ConfigError
 from flywheel.redaction.patterns import Span, find, needs_masking
-from flywheel.types import Json, Record, canonical_json
+from flywheel.types import Json, Record, canonical_json, json_text
 
 Finder = Callable[[str, str], list[Span]]
 """Text and the JSON key it stands under -> its spans, in order, not overlapping."""
@@ -36,8 +36,9 @@ def redact(record: Record, finder: Finder = find) -> tuple[Record, Counter[str]]
     request, response = _mapped(record.request, found), _mapped(record.response, found)
     if not masker.counts:
         return record, masker.counts
-    repeated = masker.repeated()
-    request, response = _mapped(request, repeated), _mapped(response, repeated)
+    if masker.stands_elsewhere(json_text([request, response])):
+        repeated = masker.repeated()
+        request, response = _mapped(request, repeated), _mapped(response, repeated)
     return replace(record, request=request, response=response, id=""), masker.counts
 
 
@@ -70,6 +71,9 @@ def _untouched(record: Record) -> tuple[Record, Counter[str]]:
 
 _MOST_REPEATED = 500
 """Values that are looked for everywhere else in their record; a bound against hostile ones."""
+_WRITTEN_ALIKE = re.compile(r"[\w .,:;@+*()/-]*")
+"""What JSON writes as it is, however deep the text it stands in."""
+_BARE_NUMBER = re.compile(r"(?<!\w)[0-9]{7,19}(?!\w)")
 _BARE = {"PHONE": 9, "CARD": 19, "SSN": 9}
 """Kinds that may stand elsewhere as a bare number, and how many of its last digits tell them
 apart: of a phone number not those of country and trunk prefix."""
@@ -93,6 +97,8 @@ class _Change:
     touches: Callable[[str], bool]
     """Whether a value with this JSON text may hold anything to change. Asked of tool definitions,
     which are most of many a record, and the same in record after record."""
+    passes: Callable[[str], bool] = lambda text: False
+    """Whether an object with this JSON text is certainly left alone. Asked of messages."""
 
 
 _tools_need_masking = lru_cache(maxsize=64)(needs_masking)
@@ -116,7 +122,16 @@ class _Masker:
 
     def found(self) -> _Change:
         """Masks what the finder finds."""
-        return _Change(self.text, _tools_need_masking)
+        if self._find is not find:  # names have no form to tell them by
+            return _Change(self.text, _tools_need_masking)
+        return _Change(self.text, _tools_need_masking, lambda text: not needs_masking(text))
+
+    def stands_elsewhere(self, text: str) -> bool:
+        """Whether a known value may stand unmasked in this JSON text."""
+        return any(
+            spelling in text or not _WRITTEN_ALIKE.fullmatch(spelling)
+            for spelling in self._spellings
+        ) or any(self._repeated(hit) != hit[0] for hit in _BARE_NUMBER.finditer(text))
 
     def repeated(self) -> _Change:
         """Masks the known values where nothing but their equality says what they are."""
@@ -149,7 +164,12 @@ def _mapped(value: Any, change: _Change, name: str = "") -> Any:
     if isinstance(value, str):
         return change.text(value, name)
     if isinstance(value, list):
-        return [_mapped(item, change) for item in value]
+        return [
+            item
+            if isinstance(item, dict) and change.passes(json_text(item))
+            else _mapped(item, change)
+            for item in value
+        ]
     if isinstance(value, dict):
         return _mapped_object(value, change)
     if isinstance(value, int) and 10**6 <= abs(value) < 10**19:

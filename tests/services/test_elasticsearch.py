@@ -28,9 +28,12 @@ import httpx
 import pytest
 from elasticsearch.helpers import scan as scroll
 
+from flywheel.config import Experiment, validate
+from flywheel.curation import curate
 from flywheel.errors import DataError
 from flywheel.ingest import ingest
 from flywheel.sample_logs import ROUTER, write_sample_logs
+from flywheel.storage import Storage
 from flywheel.stores import Appended, LogStore, Query, Shard, open_store
 from flywheel.stores.elasticsearch import FIELDS, PAGE_BYTES, ElasticsearchStore
 from flywheel.types import Json, canonical_json, json_text
@@ -559,3 +562,25 @@ def test_a_pattern_is_read_as_the_indices_it_names(server: str, index: str, url:
     for n in range(2):
         httpx.delete(f"http://{server}/{index}-{n}")
         httpx.delete(f"http://{server}/_index_template/flywheel-{index}-{n}")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_session")
+def test_the_same_dataset_comes_from_files_and_from_the_index_however_many_read(
+    tmp_path: Path, url: str
+) -> None:
+    logs = write_sample_logs(tmp_path / "logs", records=600)
+    report = ingest(logs.files, url, lambda *_: None)
+    assert report.written + report.unchanged + report.refused == logs.lines
+    fingerprints = [
+        curate(_experiment(place), Storage(str(tmp_path / "out")), readers=readers).fingerprint
+        for place in (logs.directory, url, url)
+        for readers in (1, 4)
+    ]
+    assert fingerprints == fingerprints[:1] * 6
+
+
+def _experiment(logs: str) -> Experiment:
+    base = {"name": "t", "candidates": [{"model": "m"}], "methods": {"base": {}}}
+    return validate({**base, "logs": logs, "workload": ROUTER}, "test")
