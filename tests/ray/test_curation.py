@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import re
 from pathlib import Path
@@ -14,6 +15,17 @@ from flywheel.datasets import SPLITS, Manifest
 from flywheel.errors import DataError
 from flywheel.sample_logs import ROUTER, TICKETS, SampleSummary, write_sample_logs
 from flywheel.storage import Storage
+from tests.benchmarks import traffic
+
+LINE = json.dumps(
+    {
+        "timestamp": 1_700_000_000,
+        "workload_id": ROUTER,
+        "client_id": "c",
+        "request": {"messages": [{"role": "user", "content": "Where is my parcel?"}]},
+        "response": {"choices": [{"message": {"role": "assistant", "content": "here"}}]},
+    }
+).encode()
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -224,3 +236,43 @@ def test_real_traffic_counts_as_its_readme_says(shared_data: Path, tmp_path: Pat
     assert 0 < near < 60
     assert manifest.splits["eval"] == 100
     assert manifest.masked == {}
+
+
+def test_a_tool_workload_counts_as_planted(tmp_path: Path) -> None:
+    planted = traffic.write(tmp_path / "logs", 3000)
+    manifest = curate(experiment(tmp_path / "logs", traffic.WORKLOAD), Storage(str(tmp_path / "s")))
+    assert manifest.records == planted.records
+    assert manifest.rejected == planted.rejected
+    assert manifest.masked == planted.personal
+    assert manifest.duplicates == {
+        "exact": planted.exact,
+        "normalised": planted.normalised,
+        "near": planted.near,
+    }
+    assert not any(n for pair in manifest.leak_check.values() for n in pair.values())
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "holds no|no record of"),
+        ([b"{}", b"[]", b"{"], "there are no valid records at all"),
+        ([LINE] * 60, r"1 of 60 records .*min_total_records \(50\)"),
+    ],
+    ids=["empty", "all rejected", "all duplicates"],
+)
+def test_logs_that_make_no_dataset_are_one_sentence(
+    tmp_path: Path, lines: list[bytes], message: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match=message) as error:
+        curate(experiment(tmp_path / "a.jsonl"), Storage(str(tmp_path / "out")))
+    assert "\n" not in str(error.value)
+
+
+def test_one_class_is_a_small_dataset(tmp_path: Path) -> None:
+    lines = [LINE.replace(b"Where", b"Where %d" % n) for n in range(60)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    manifest = curate(experiment(tmp_path / "a.jsonl"), Storage(str(tmp_path / "out")))
+    assert manifest.class_mix["curated"] == {"here": 60 - manifest.duplicates["near"]}
+    assert manifest.rare_classes == {}
