@@ -144,8 +144,8 @@ def _read(
     query = Query(experiment.workload, experiment.client, *config.window)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     shards = store.shards(query, readers or cpus)
-    total, done = sum(shard.size for shard in shards), 0
-    tell(READING, 0, total)
+    total, done = max(1, sum(shard.size for shard in shards)), 0
+    tell(READING, 0, 100)  # per cent: bytes or documents, as the store counts
     options = {
         "masking": config.masking,
         "keep_violations": config.schema_violations == "keep",
@@ -155,7 +155,7 @@ def _read(
     results = []
     for result in _over(items, _read_shard, store, query, options, scratch):
         done += result["size"]
-        tell(READING, done, total)
+        tell(READING, 100 * done // total, 100)
         results.append(result)
     return _Logs(results)
 
@@ -465,6 +465,8 @@ def _over(items: list[Json], step: Callable[..., Iterator[Json]], *args: Any) ->
     """What ``step`` yields for each item, as it comes, from all over the cluster."""
     import ray.data
 
+    if not items:
+        return
     with _quiet(), _own_errors():
         data = ray.data.from_items(items, override_num_blocks=len(items))
         mapped = data.flat_map(_Step(step, args))
