@@ -14,14 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +30,9 @@ from flywheel.datasets import SPLITS, Division, Keys, Manifest, minhash
 from flywheel.datasets import splits as splitting
 from flywheel.datasets.duplicates import Edges
 from flywheel.datasets.minhash import Banding
-from flywheel.errors import DataError, FlywheelError
+from flywheel.errors import DataError
 from flywheel.intake import REJECTIONS, ROWS, USAGE, Harvest, Intake, Tally
+from flywheel.spread import over
 from flywheel.storage import Storage
 from flywheel.stores import LogStore, Query, Shard, open_store
 from flywheel.types import Json, Record, canonical_bytes
@@ -153,7 +150,7 @@ def _read(
     }
     items = [{"number": number, **asdict(shard)} for number, shard in enumerate(shards)]
     results = []
-    for result in _over(items, _read_shard, store, query, options, scratch):
+    for result in over(items, _read_shard, store, query, options, scratch):
         done += result["size"]
         tell(READING, 100 * done // total, 100)
         results.append(result)
@@ -252,7 +249,7 @@ def _near_duplicates(logs: _Logs, config: DatasetConfig, scratch: Storage, tell:
     tasks = _comparisons(logs, first, pairs, large, scratch)
     found = [none]
     tell(COMPARING, 0, len(tasks))
-    for done, result in enumerate(_over(tasks, _compare, config.near_duplicates), start=1):
+    for done, result in enumerate(over(tasks, _compare, config.near_duplicates), start=1):
         found.append(np.frombuffer(result["pairs"], np.int64).reshape(-1, 2))
         tell(COMPARING, done, len(tasks))
     edges = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
@@ -392,7 +389,7 @@ def _write(
     """
     tasks = [task for split in SPLITS for task in _writings(split, logs, division)]
     tell(WRITING, 0, len(tasks))
-    written = _over(tasks, _write_shards, folder, scratch, logs.parts)
+    written = over(tasks, _write_shards, folder, scratch, logs.parts)
     for done, _ in enumerate(written, start=1):
         tell(WRITING, done, len(tasks))
     rejections = logs.rejections
@@ -458,32 +455,6 @@ def _drop_beyond(folder: Storage, shards: int) -> None:
         folder.remove(left_over)
 
 
-# -- Ray Data --------------------------------------------------------------------------------
-
-
-def _over(items: list[Json], step: Callable[..., Iterator[Json]], *args: Any) -> Iterator[Json]:
-    """What ``step`` yields for each item, as it comes, from all over the cluster."""
-    import ray.data
-
-    if not items:
-        return
-    with _quiet(), _own_errors():
-        data = ray.data.from_items(items, override_num_blocks=len(items))
-        mapped = data.flat_map(_Step(step, args))
-        for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from batch.to_pylist()
-
-
-class _Step:
-    """A step with its arguments bound."""
-
-    def __init__(self, step: Callable[..., Iterator[Json]], args: tuple[Any, ...]) -> None:
-        self.step, self.args = step, args
-
-    def __call__(self, item: Json) -> Iterator[Json]:
-        return self.step(item, *self.args)
-
-
 def _to_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -494,40 +465,3 @@ def _to_bytes(table: pa.Table) -> bytes:
 def _from_bytes(data: bytes) -> pa.Table:
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data keeps its progress and its notes to its own log files while the block runs."""
-    import ray.data
-
-    with warnings.catch_warnings():
-        # Making its context, Ray Data 2.60 warns of its own defaults.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context = ray.data.DataContext.get_current()
-    before, context.enable_progress_bars = context.enable_progress_bars, False
-    handlers = logging.getLogger("ray.data").handlers
-    consoles = {h: h.level for h in handlers if isinstance(h, logging.StreamHandler)}
-    for console in consoles:
-        console.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before
-        for console, level in consoles.items():
-            console.setLevel(level)
-
-
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """A worker's own error is the user's, without Ray's wrapping."""
-    import ray.exceptions
-
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if not isinstance(cause, FlywheelError):
-            raise
-        # Ray Data appends advice on retries to the message.
-        raise type(cause)(str(cause).splitlines()[0]) from None

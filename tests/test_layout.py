@@ -23,8 +23,8 @@ LAYERS = {
         "scoring", "statistics", "costs", "leaderboard",
     },
     "adapters": {
-        "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "curation", "catalogue",
-        "cluster", "progress",
+        "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
+        "catalogue", "cluster", "progress",
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
