@@ -1,19 +1,21 @@
 """The fast lane of `flywheel.records.parse_line`, for lines of the plain shape.
 
 Most of a workload's lines are one conversation of plain messages with the same tool list and
-settings as thousands before. Such a line is decoded by msgspec, and each distinct tool list
-is looked at once. Whatever is not plain (an unknown field, parts, legacy calls, a fault of
-any kind) gets no answer here but from `parse_line`: this lane makes no rules of its own, and a
-test holds that it never says anything else.
+settings as thousands before. Such a line is decoded and its shape checked by msgspec; each distinct
+tool list, system prompt and set of settings is looked at once. Whatever is not plain (an unknown
+field, parts, legacy calls, a fault of any kind) gets no answer here but from `parse_line`: this
+lane makes no rules of its own, and a test holds that it never says anything else.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType, convert
 
+from flywheel.datasets.keys import Said, links
 from flywheel.records import parse_line
 from flywheel.redaction import needs_masking
 from flywheel.schemas import Signature, signature
@@ -22,23 +24,19 @@ from flywheel.types import (
     Normalisation,
     Record,
     canonical_json,
-    json_text,
-    tools_digest,
+    digest,
+    json_bytes,
+    settings_of,
 )
 
 _REMEMBERED = 4096
-"""Distinct tool lists kept; beyond, all are forgotten."""
+"""Distinct values of a kind that are kept; beyond, all are forgotten."""
 _MOST_BRACKETS = 48
 """Lines with more outside their tools may be nested too deep; the slow lane counts exactly."""
 _LATEST = 1e11
 """Seconds; larger timestamps are milliseconds, which the slow lane notes."""
 _SPOKEN = ("user", "system", "developer")
-_CALL = {"id", "type", "function"}
-_FUNCTION = {"name", "arguments"}
-_ASSISTANT = {"role", "content", "tool_calls"}
 _TOOL_RESULT = {"role", "content", "tool_call_id"}
-_ANSWER = {"role", "content", "tool_calls", "refusal"}
-_FINISHED = ("stop", "tool_calls", None)
 
 
 class _NotPlainError(Exception):
@@ -53,13 +51,51 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     response: Json
 
 
+class _Function(msgspec.Struct, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1)]
+    arguments: Annotated[str, Meta(min_length=1)]
+
+
+class _Call(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    type: Literal["function"]
+    function: _Function
+
+
+_Calls = Annotated[list[_Call], Meta(min_length=1)]
+
+
+class _Earlier(msgspec.Struct, forbid_unknown_fields=True):
+    """An assistant's message of the conversation."""
+
+    role: Literal["assistant"]
+    content: str | None = None
+    tool_calls: _Calls | UnsetType = UNSET
+
+
+class _Answer(_Earlier, forbid_unknown_fields=True):
+    refusal: None = None
+
+
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
+    message: _Answer
+    index: int = 0
+    finish_reason: Literal["stop", "tool_calls"] | None = None
+    logprobs: None = None
+
+
+class _Response(msgspec.Struct):
+    choices: Annotated[list[_Choice], Meta(min_length=1, max_length=1)]
+    usage: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """A distinct tool list, looked at once."""
 
     value: list[Json] | None
     """``None`` where the request has none."""
-    text: str | None
+    text: bytes | None
     """As it is stored."""
     digest: bytes
     signatures: dict[str, Signature]
@@ -67,15 +103,41 @@ class Tools:
     brackets: int
 
 
-@dataclass(slots=True)
-class Plain:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a request says besides messages and tools, looked at once."""
+
+    values: Json
+    """In logged order, ``None`` in the place of the messages."""
+    before: bytes
+    """The request's JSON text up to its first message."""
+    after: bytes
+    """The text after its last."""
+    digest: bytes
+    links: bytes
+    clean: bool
+    """Whether there certainly is nothing to mask."""
+
+
+class Message(msgspec.Struct):
+    """One message of a conversation."""
+
+    value: Json
+    text: bytes
+    """As it is stored."""
+    said: Said
+    clean: bool
+    """Whether there certainly is nothing to mask; known of those that repeat."""
+
+
+class Plain(msgspec.Struct):
     """A record taken apart: what a row needs, without building a `Record`."""
 
     timestamp: float
     workload_id: str
     client_id: str
-    request: Json
-    """Without tools."""
+    settings: Settings
+    messages: list[Message]
     tools: Tools
     response: Json
     normalisations: tuple[Normalisation, ...]
@@ -86,6 +148,16 @@ class Plain:
         message: Json = self.response["choices"][0]["message"]
         return message
 
+    @property
+    def request(self) -> Json:
+        """The request without its tools."""
+        return {**self.settings.values, "messages": [message.value for message in self.messages]}
+
+    def request_text(self) -> bytes:
+        """The same as it is stored."""
+        texts = b",".join([message.text for message in self.messages])
+        return b"%b%b%b" % (self.settings.before, texts, self.settings.after)
+
     def record(self) -> Record:
         """The `Record` that `parse_line` gives for the same line."""
         tools = {} if self.tools.value is None else {"tools": self.tools.value}
@@ -94,7 +166,7 @@ class Plain:
         return Record(*where, request, self.response, normalisations=self.normalisations)
 
 
-NO_TOOLS = Tools(None, None, tools_digest([]), {}, 0)
+NO_TOOLS = Tools(None, None, digest([]), {}, 0)
 
 
 class FastLane:
@@ -105,7 +177,10 @@ class FastLane:
         self._keep_violations = keep_violations
         self._decode = msgspec.json.Decoder(_Line).decode
         self._any = msgspec.json.Decoder().decode
+        self._list = msgspec.json.Decoder(list[msgspec.Raw]).decode
         self._tools: dict[bytes, Tools] = {}
+        self._messages: dict[bytes, Message] = {}
+        self._settings: dict[tuple[tuple[str, bytes], ...], Settings] = {}
 
     def parse(self, line: bytes) -> Plain | None:
         """A line of the plain shape, or ``None``."""
@@ -122,16 +197,18 @@ class FastLane:
         _need(line.count(b"{") + line.count(b"[") - tools.brackets <= _MOST_BRACKETS)
         _need(0 < log.timestamp < _LATEST)
         _need(bool(log.workload_id.strip() and log.client_id.strip()))
-        _need("functions" not in raw and "function_call" not in raw)
+        _need("messages" in raw)
+        said, raw["messages"] = raw["messages"], _PLACE
+        settings = self._known_settings(raw)
         changed: set[Normalisation] = set()
-        request = {name: self._any(value) for name, value in raw.items()}
-        self._check_messages(request.get("messages"), changed)
+        messages = self._conversation(said, changed)
         self._check_response(log.response, tools, changed)
         return Plain(
             float(log.timestamp),
             log.workload_id,
             log.client_id,
-            request,
+            settings,
+            messages,
             tools,
             log.response,
             tuple(sorted(changed)),
@@ -143,8 +220,7 @@ class FastLane:
         text = bytes(raw)
         tools = self._tools.get(text)
         if tools is None:
-            if len(self._tools) >= _REMEMBERED:
-                self._tools.clear()
+            _forget(self._tools)
             tools = self._tools[text] = self._look_at(text)
         return tools
 
@@ -156,70 +232,93 @@ class FastLane:
         judged = parse_line(line, "", 0)
         value = self._any(text)
         _need(isinstance(judged, Record) and not judged.normalisations and judged.tools == value)
-        stored = json_text(value)
+        stored = json_bytes(value)
         _need(bool(value) and not needs_masking(stored))
         functions = [tool["function"] for tool in value]
         signatures = {f["name"]: signature(f.get("parameters")) for f in functions}
         brackets = text.count(b"{") + text.count(b"[")
-        return Tools(value, stored, tools_digest(value), signatures, brackets)
+        return Tools(value, stored, digest(value), signatures, brackets)
 
-    def _check_messages(self, messages: Any, changed: set[Normalisation]) -> None:
-        _need(type(messages) is list and bool(messages))
-        asked: set[str] = set()
-        for message in messages:
-            _need(type(message) is dict)
-            role, content = message.get("role"), message.get("content")
-            if role in _SPOKEN:
-                _need(len(message) == 2 and type(content) is str)
-            elif role == "assistant":
-                _need(message.keys() <= _ASSISTANT)
-                asked.update(self._check_said(message, content, changed))
-            else:
-                _need(role == "tool" and message.keys() == _TOOL_RESULT and type(content) is str)
-                _need(message["tool_call_id"] in asked)
+    def _known_settings(self, raw: dict[str, msgspec.Raw]) -> Settings:
+        key = tuple([(name, bytes(value)) for name, value in raw.items()])
+        settings = self._settings.get(key)
+        if settings is None:
+            _forget(self._settings)
+            settings = self._settings[key] = self._look_over(raw)
+        return settings
 
-    def _check_said(self, message: Json, content: Any, changed: set[Normalisation]) -> list[str]:
+    def _look_over(self, raw: dict[str, msgspec.Raw]) -> Settings:
+        _need("functions" not in raw and "function_call" not in raw)
+        values = {name: self._any(value) for name, value in raw.items()}
+        rest = settings_of(values)
+        names = list(values)
+        at = names.index("messages")
+        before, after = (
+            {name: values[name] for name in part} for part in (names[:at], names[at + 1 :])
+        )
+        head = json_bytes(before)[:-1] + (b"," if before else b"")
+        tail = (b"," if after else b"") + json_bytes(after)[1:]
+        text = head + b'"messages":[', b"]" + tail
+        return Settings(
+            values, *text, digest(rest), links(rest), not needs_masking(json_bytes(rest))
+        )
+
+    def _conversation(self, raw: msgspec.Raw, changed: set[Normalisation]) -> list[Message]:
+        messages, asked = [], set[str]()
+        for said in self._list(raw):
+            text = bytes(said)
+            message = self._messages.get(text)
+            if message is None:
+                message = self._message(text, asked, changed)
+            messages.append(message)
+        _need(bool(messages))
+        return messages
+
+    def _message(self, text: bytes, asked: set[str], changed: set[Normalisation]) -> Message:
+        value = self._any(text)
+        _need(type(value) is dict)
+        role, content = value.get("role"), value.get("content")
+        if role in _SPOKEN:
+            _need(len(value) == 2 and type(content) is str)
+        elif role == "assistant":
+            asked.update(self._check_earlier(value, changed))
+        else:
+            _need(role == "tool" and value.keys() == _TOOL_RESULT and type(content) is str)
+            _need(value["tool_call_id"] in asked)
+        stored, said = json_bytes(value), Said.of(value)
+        if role not in ("system", "developer"):
+            return Message(value, stored, said, clean=False)
+        _forget(self._messages)
+        known = self._messages[text] = Message(value, stored, said, not needs_masking(stored))
+        return known
+
+    def _check_earlier(self, message: Json, changed: set[Normalisation]) -> list[str]:
         """The ids of the calls that an earlier answer made."""
-        calls = message.get("tool_calls")
-        if not calls:
-            _need("tool_calls" not in message and type(content) is str)
+        checked = convert(message, _Earlier)
+        if checked.tool_calls is UNSET:
+            _need(type(checked.content) is str)
             return []
-        _need(content is None or type(content) is str)
-        self._check_calls(calls, changed)
-        return [call["id"] for call in calls]
+        self._canonical(message["tool_calls"], changed)
+        return [call.id for call in checked.tool_calls]
 
     def _check_response(self, response: Json, tools: Tools, changed: set[Normalisation]) -> None:
-        _need(isinstance(response.get("usage"), dict | None))
-        choices: Any = response.get("choices")
-        _need(type(choices) is list and len(choices) == 1 and type(choices[0]) is dict)
-        choice: Json = choices[0]
-        message: Any = choice.get("message")
-        _need(choice.get("finish_reason") in _FINISHED and type(message) is dict)
-        _need(not choice.keys() - {"index", "message", "finish_reason", "logprobs"})
-        _need(choice.get("logprobs") is None and type(choice.get("index", 0)) is int)
-        _need(message.keys() <= _ANSWER and message.get("refusal") is None)
-        _need(message.get("role") == "assistant")
-        content = message.get("content")
-        if calls := message.get("tool_calls"):
-            _need(content is None or type(content) is str)
-            arguments = self._check_calls(calls, changed)
+        answer = convert(response, _Response).choices[0].message
+        if answer.tool_calls is UNSET:
+            _need(type(answer.content) is str and bool(answer.content.strip()))
+            return
+        calls = response["choices"][0]["message"]["tool_calls"]
+        arguments = self._canonical(calls, changed)
+        if tools.signatures:
             self._check_signatures(calls, arguments, tools, changed)
-        else:
-            _need("tool_calls" not in message and type(content) is str and bool(content.strip()))
 
-    def _check_calls(self, calls: Any, changed: set[Normalisation]) -> list[Json]:
+    def _canonical(self, calls: list[Json], changed: set[Normalisation]) -> list[Json]:
         """Put the calls' arguments into canonical form, in place, and give them parsed."""
-        _need(type(calls) is list)
         parsed = []
         for call in calls:
-            _need(type(call) is dict and call.keys() == _CALL and call["type"] == "function")
             function = call["function"]
-            _need(type(function) is dict and function.keys() == _FUNCTION)
-            name, logged = function["name"], function["arguments"]
-            _need(type(name) is str and bool(name.strip()))
-            _need(type(logged) is str and bool(logged.strip()) and type(call["id"]) is str)
+            logged = function["arguments"]
             value = self._any(logged)
-            _need(type(value) is dict)
+            _need(type(value) is dict and bool(function["name"].strip()))
             canonical = canonical_json(value)
             if canonical != logged:
                 function["arguments"] = canonical
@@ -230,13 +329,20 @@ class FastLane:
     def _check_signatures(
         self, calls: list[Json], arguments: list[Json], tools: Tools, changed: set[Normalisation]
     ) -> None:
-        if not tools.signatures:
-            return
         for call, value in zip(calls, arguments, strict=True):
             signature = tools.signatures.get(call["function"]["name"])
             if signature is None or signature.contradiction(value, call["function"]["arguments"]):
                 _need(self._keep_violations)
                 changed.add(Normalisation.VIOLATES_SCHEMA)
+
+
+_PLACE = msgspec.Raw(b"null")
+"""Where the messages stood."""
+
+
+def _forget(remembered: dict[Any, Any]) -> None:
+    if len(remembered) >= _REMEMBERED:
+        remembered.clear()
 
 
 def _need(plain: bool) -> None:

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import re2
 
 from flywheel.datasets import keys
 from flywheel.datasets.minhash import Banding, bands
-from flywheel.fastlane import FastLane, Plain
+from flywheel.fastlane import FastLane, Plain, Tools
 from flywheel.records import parse_line
-from flywheel.redaction import SUSPICIOUS, redactor
+from flywheel.redaction import redactor, suspects
 from flywheel.stores import Chunk, Query
 from flywheel.types import (
     Json,
     Record,
     Rejection,
-    json_text,
-    message_bytes,
+    digest,
+    json_bytes,
     record_id,
-    tools_digest,
+    settings_of,
 )
 
 ROWS = pa.schema(
@@ -56,9 +56,21 @@ REJECTIONS = pa.schema(
 )
 USAGE = ("prompt_tokens", "completion_tokens")
 
-_SUSPICIOUS = re2.compile(SUSPICIOUS)
-_Row = tuple[tuple[Any, ...], keys.Row, str, tuple[int | None, ...]]
-"""A row as it is stored, its keys, the user's text, its token usage."""
+
+class _Row(NamedTuple):
+    """A record on its way into the tables."""
+
+    id: str
+    timestamp: float
+    workload_id: str
+    client_id: str
+    request: bytes
+    tools: bytes | None
+    response: bytes
+    keys: keys.Row
+    text: str
+    """The user's, normalised."""
+    usage: tuple[int | None, ...]
 
 
 @dataclass(slots=True)
@@ -159,45 +171,43 @@ class Intake:
         return False
 
     def _rows(self, wanted: Sequence[Plain | Record], tally: Tally) -> list[_Row]:
-        plain = [_Texts.of(one) if isinstance(one, Plain) else None for one in wanted]
-        suspected = self._suspected(plain)
+        responses = [json_bytes(one.response) for one in wanted]
+        suspected = self._suspected(wanted, responses)
         return [
-            self._row(one, texts, suspicion, tally)
-            for one, texts, suspicion in zip(wanted, plain, suspected, strict=True)
+            _plain_row(one, response)
+            if isinstance(one, Plain) and i not in suspected
+            else self._masked_row(one, tally)
+            for i, (one, response) in enumerate(zip(wanted, responses, strict=True))
         ]
 
-    def _suspected(self, plain: Sequence[_Texts | None]) -> Sequence[bool]:
+    def _suspected(
+        self, wanted: Sequence[Plain | Record], responses: Sequence[bytes]
+    ) -> Collection[int]:
         """Which of them may hold something to mask; of those that are not plain, all."""
         if self._mode != "on":
-            return [self._mode != "off"] * len(plain)
-        search = _SUSPICIOUS.search
-        return [one is None or bool(search(one.request) or search(one.response)) for one in plain]
+            return range(0 if self._mode == "off" else len(wanted))
+        unknown = [
+            b"\n".join([*_unknown(one), response]) if isinstance(one, Plain) else b""
+            for one, response in zip(wanted, responses, strict=True)
+        ]
+        return suspects(unknown)
 
-    def _row(
-        self, one: Plain | Record, texts: _Texts | None, suspected: bool, tally: Tally
-    ) -> _Row:
-        if isinstance(one, Plain):
-            return self._plain_row(one, texts or _Texts.of(one), suspected, tally)
-        masked, found = self._redact(one) if suspected else (one, Counter[str]())
+    def _masked_row(self, one: Plain | Record, tally: Tally) -> _Row:
+        """The tools of a plain record hold nothing to mask: only what else it says is looked at."""
+        logged = one if isinstance(one, Record) else _without_tools(one)
+        masked, found = self._redact(logged)
         tally.masked.update(found)
+        tools = one.tools if isinstance(one, Plain) else _tools_of(masked)
         # Ids of two conversations may look alike once masked; unmasked they leave only as a hash.
-        return _record_row(masked, one.request)
-
-    def _plain_row(self, one: Plain, texts: _Texts, suspected: bool, tally: Tally) -> _Row:
-        """Its tools hold nothing to mask: only what else it says is looked at."""
-        if not suspected:
-            return _plain_row(one, texts, one.request)
-        where = (one.timestamp, one.workload_id, one.client_id)
-        masked, found = self._redact(Record(*where, one.request, one.response, id="raw"))
-        tally.masked.update(found)
-        clean = replace(one, request=masked.request, response=masked.response)
-        return _plain_row(clean, _Texts.of(clean), one.request)
+        return _record_row(masked, tools, keys.links(logged.request))
 
     def _tables(self, rows: list[_Row]) -> tuple[pa.Table, pa.Table]:
-        stored, deciding, texts, usage = zip(*rows, strict=True) if rows else ([], [], [], [])
+        columns = list(zip(*rows, strict=True)) or [()] * len(_Row._fields)
+        *stored, deciding, texts, usage = columns
         found = keys.table(deciding)
-        for i, name in enumerate(USAGE):
-            found = found.append_column(name, pa.array([u[i] for u in usage], pa.int64()))
+        counts = list(zip(*usage, strict=True)) or [()] * len(USAGE)
+        for name, column in zip(USAGE, counts, strict=True):
+            found = found.append_column(name, pa.array(column, pa.int64()))
         if self._banding is not None:
             values = pa.array(bands(texts, self._banding).ravel(), pa.uint32())
             lists = pa.FixedSizeListArray.from_arrays(values, self._banding.bands)
@@ -218,32 +228,49 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-class _Texts(NamedTuple):
-    """A plain record as it is stored."""
-
-    request: str
-    response: str
-
-    @classmethod
-    def of(cls, one: Plain) -> _Texts:
-        return cls(json_text(one.request), json_text(one.response))
+def _unknown(one: Plain) -> Iterator[bytes]:
+    """What of its request is not yet known to hold nothing to mask."""
+    if not one.settings.clean:
+        yield json_bytes(one.settings.values)
+    for message in one.messages:
+        if not message.clean:
+            yield message.text
 
 
-def _plain_row(one: Plain, texts: _Texts, logged: Json) -> _Row:
-    where, tools = (one.timestamp, one.workload_id, one.client_id), one.tools.digest
-    spoken = message_bytes(one.request["messages"])
-    name = record_id(where, one.request, spoken, tools, one.response)
-    stored = (name, *where, texts.request, one.tools.text, texts.response)
-    request = {**logged, "messages": one.request["messages"]}
-    decided = keys.decide(name, one.timestamp, request, spoken, tools, one.answer)
-    return stored, *decided, _usage(one.response)
+def _plain_row(one: Plain, response: bytes) -> _Row:
+    where, tools, settings = (
+        (one.timestamp, one.workload_id, one.client_id),
+        one.tools,
+        one.settings,
+    )
+    said = [message.said for message in one.messages]
+    spoken = [message.whole for message in said]
+    name = record_id(where, settings.digest, spoken, tools.digest, one.response)
+    decided = keys.decide(name, one.timestamp, said, tools.digest, settings.links, one.answer)
+    return _Row(
+        name, *where, one.request_text(), tools.text, response, *decided, _usage(one.response)
+    )
 
 
-def _record_row(record: Record, logged: Json) -> _Row:
-    spoken, tools = message_bytes(record.messages), tools_digest(record.tools)
-    request = {**logged, "messages": record.messages}
-    decided = keys.decide(record.id, record.timestamp, request, spoken, tools, record.answer)
-    return tuple(record.to_row().values()), *decided, _usage(record.response)
+def _without_tools(one: Plain) -> Record:
+    where = (one.timestamp, one.workload_id, one.client_id)
+    return Record(*where, one.request, one.response, id="unmasked")
+
+
+def _tools_of(record: Record) -> Tools:
+    text = json_bytes(record.request["tools"]) if "tools" in record.request else None
+    return Tools(record.tools, text, digest(record.tools), {}, 0)
+
+
+def _record_row(record: Record, tools: Tools, linked: bytes) -> _Row:
+    where = (record.timestamp, record.workload_id, record.client_id)
+    request = {name: value for name, value in record.request.items() if name != "tools"}
+    said = [keys.Said.of(message) for message in record.messages]
+    spoken, settings = [message.whole for message in said], digest(settings_of(request))
+    name = record_id(where, settings, spoken, tools.digest, record.response)
+    decided = keys.decide(name, record.timestamp, said, tools.digest, linked, record.answer)
+    texts = json_bytes(request), tools.text, json_bytes(record.response)
+    return _Row(name, *where, *texts, *decided, _usage(record.response))
 
 
 def _usage(response: Json) -> tuple[int | None, ...]:
@@ -256,20 +283,31 @@ def _tokens(value: Any) -> int | None:
     return value if counts else None
 
 
-def _row_table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(ROWS)
+def _row_table(columns: Sequence[Any]) -> pa.Table:
+    """The first columns of `_Row` as a table of `ROWS`."""
     arrays = [
-        _dictionary(column) if f.name == "tools" else pa.array(column, f.type)
-        for column, f in zip(columns, ROWS, strict=True)
+        _dictionary(column)
+        if field.name == "tools"
+        else _texts(column)
+        if pa.types.is_large_string(field.type)
+        else pa.array(column, field.type)
+        for column, field in zip(columns, ROWS, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=ROWS)
 
 
-def _dictionary(texts: Sequence[str | None]) -> pa.DictionaryArray:
+def _texts(column: Sequence[bytes]) -> pa.LargeStringArray:
+    """UTF-8 texts as they lie in memory."""
+    ends = np.cumsum(np.fromiter(map(len, column), np.int64, len(column)))
+    offsets, data = np.append(np.int64(0), ends), b"".join(column)
+    return pa.LargeStringArray.from_buffers(len(column), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def _dictionary(texts: Sequence[bytes | None]) -> pa.DictionaryArray:
     """Equal texts once. They are mostly the same object, so looking them up costs little."""
     codes = {text: i for i, text in enumerate(dict.fromkeys(t for t in texts if t is not None))}
     indices = pa.array([None if t is None else codes[t] for t in texts], pa.int32())
-    return pa.DictionaryArray.from_arrays(indices, pa.array(list(codes), pa.large_string()))
+    return pa.DictionaryArray.from_arrays(indices, _texts(list(codes)))
 
 
 def _rejection_table(rejections: Sequence[Rejection]) -> pa.Table:

@@ -88,17 +88,16 @@ class Signature:
             return ""
         if not (text and self._small(text)) and not self._affordable(arguments):
             return ""
-        try:
-            self._validator.validate(arguments)
-        except jsonschema_rs.ValidationError as error:
-            return mask_text("/" + "/".join(map(str, error.schema_path)))[:100]
-        return ""
+        if self._validator.is_valid(arguments):
+            return ""
+        error = next(self._validator.iter_errors(arguments))
+        return mask_text("/" + "/".join(map(str, error.schema_path)))[:100]
 
     def _small(self, text: str) -> bool:
         """Whether arguments of this text are affordable even if all brackets nest."""
-        work = self._work.at(min(text.count("{") + text.count("["), _SHALLOW))
-        shallow = text.count("{") + text.count("[") <= _SHALLOW
-        return shallow and work is not None and work * 2 * len(text) <= MAX_WORK
+        brackets = text.count("{") + text.count("[")
+        work = self._work.at(brackets) if brackets <= _SHALLOW else None
+        return work is not None and work * 2 * len(text) <= MAX_WORK
 
     def _affordable(self, arguments: Json) -> bool:
         depth, size = _measure(arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -29,12 +29,18 @@ def canonical_bytes(value: Any) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def json_text(value: Any) -> str:
-    """Serialise in the order its keys have, without spaces."""
+def json_bytes(value: Any) -> bytes:
+    """Serialise in the order its keys have, without spaces, as UTF-8."""
     try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # integers beyond 64 bits
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        return orjson.dumps(value)
+    except TypeError:  # integers beyond 64 bits, half a surrogate pair
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        return text.encode("utf-8", "surrogatepass")
+
+
+def json_text(value: Any) -> str:
+    """`json_bytes` as text."""
+    return json_bytes(value).decode("utf-8", "surrogatepass")
 
 
 def canonical_json(value: Any) -> str:
@@ -47,20 +53,20 @@ def content_hash(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical_bytes(value)).hexdigest()[:length]
 
 
-def tools_digest(tools: list[Json]) -> bytes:
-    """What stands for a tool list in other hashes: computed once where lists repeat."""
-    return hashlib.blake2b(canonical_bytes(tools), digest_size=16).digest()
+def digest(value: Any) -> bytes:
+    """What stands for a JSON value in other hashes: 16 bytes, computed once where values repeat."""
+    return hashlib.blake2b(canonical_bytes(value), digest_size=16).digest()
 
 
-def message_bytes(messages: list[Json]) -> list[bytes]:
-    """Each message in canonical form, for the hashes it takes part in."""
-    return [canonical_bytes(message) for message in messages]
+def settings_of(request: Json) -> Json:
+    """A request without its messages and tools."""
+    return {name: v for name, v in request.items() if name not in ("messages", "tools")}
 
 
 def record_id(
     where: tuple[float, str, str],
-    request: Json,
-    messages: list[bytes],
+    settings: bytes,
+    messages: Sequence[bytes],
     tools: bytes,
     response: Json,
 ) -> str:
@@ -68,14 +74,13 @@ def record_id(
 
     Args:
         where: Its timestamp, workload_id and client_id.
-        request: The request; its messages and tools are not looked at.
-        messages: `message_bytes` of those.
-        tools: `tools_digest` of those.
+        settings: `digest` of the request's `settings_of`.
+        messages: `digest` of each of its messages.
+        tools: `digest` of the list of its tools.
         response: The response.
     """
-    rest = {name: v for name, v in request.items() if name not in ("messages", "tools")}
-    body = canonical_bytes([*where, rest, response])
-    return hashlib.sha256(b"\n".join([tools, body, *messages])).hexdigest()[:16]
+    body = canonical_bytes([*where, response])
+    return hashlib.sha256(b"".join([tools, settings, *messages, body])).hexdigest()[:16]
 
 
 _SHORT = {"learning_rate": "lr", "rank": "r", "examples": "k"}
@@ -146,8 +151,9 @@ class Record:
     def __post_init__(self) -> None:
         if not self.id:
             where = (self.timestamp, self.workload_id, self.client_id)
-            spoken = message_bytes(self.request.get("messages", []))
-            name = record_id(where, self.request, spoken, tools_digest(self.tools), self.response)
+            spoken = [digest(message) for message in self.request.get("messages", [])]
+            settings, tools = digest(settings_of(self.request)), digest(self.tools)
+            name = record_id(where, settings, spoken, tools, self.response)
             object.__setattr__(self, "id", name)
 
     @property

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from xxhash import xxh3_64_digest, xxh3_128_digest
 
-from flywheel.types import Json, Record, canonical_bytes, message_bytes, tools_digest
+from flywheel.types import Json, Record, canonical_bytes, digest
 
 NO_TOOL = "no_tool"
 
@@ -131,47 +131,79 @@ def _column(values: Any) -> npt.NDArray[Any]:
     return texts
 
 
+class Said(NamedTuple):
+    """What the hashes see of one message."""
+
+    whole: bytes
+    """`digest` of the message."""
+    asked: bytes
+    """The same for messages that differ in how the user's text is written, and in nothing else."""
+    frame: bytes
+    """The same for messages that differ in the user's text."""
+    text: str | None
+    """The user's normalised text; ``None`` for the messages of others."""
+
+    @classmethod
+    def of(cls, message: Json) -> Said:
+        """Look at a message."""
+        whole = digest(message)
+        if message["role"] != "user":
+            return cls(whole, whole, whole, None)
+        content = message["content"]
+        if len(message) == 2 and isinstance(content, str):
+            text = normal_text(content)
+            return cls(
+                whole,
+                xxh3_128_digest(b"text" + text.encode("utf-8", "surrogatepass")),
+                b"user",
+                text,
+            )
+        content, text = _normal_content(content)
+        asked = xxh3_128_digest(canonical_bytes({**message, "content": content}))
+        return cls(whole, asked, b"user", text)
+
+
 def row(record: Record) -> Row:
     """One record's keys."""
-    spoken, tools = message_bytes(record.messages), tools_digest(record.tools)
-    found, _ = decide(record.id, record.timestamp, record.request, spoken, tools, record.answer)
+    said = [Said.of(message) for message in record.messages]
+    found, _ = decide(
+        record.id,
+        record.timestamp,
+        said,
+        digest(record.tools),
+        links(record.request),
+        record.answer,
+    )
     return found
 
 
 def decide(
-    name: str, timestamp: float, request: Json, spoken: list[bytes], tools: bytes, answer: Json
+    name: str, timestamp: float, said: Sequence[Said], tools: bytes, linked: bytes, answer: Json
 ) -> tuple[Row, str]:
     """One record's keys, and the user's normalised text.
 
     Args:
         name: The record's id.
         timestamp: Seconds since the epoch.
-        request: The request; its tools are not looked at.
-        spoken: `message_bytes` of its messages.
-        tools: `tools_digest` of its tools.
+        said: What its messages say.
+        tools: `digest` of the list of its tools.
+        linked: `links` of its request.
         answer: Production's message.
     """
-    asked, frame, said = [], [], []
-    for message, text_of_it in zip(request["messages"], spoken, strict=True):
-        if message["role"] == "user":
-            content, text = _normal_content(message["content"])
-            asked.append(canonical_bytes({**message, "content": content}))
-            frame.append(b"user")
-            said.append(text)
-        else:
-            asked.append(text_of_it)
-            frame.append(text_of_it)
-    prompt, text = b"\n".join(asked), "\n".join(said)
+    whole, asked, frame, texts = zip(*said, strict=True)
+    prompt = b"".join(asked)
+    text = "\n".join([one for one in texts if one is not None])
     calls, content = answer.get("tool_calls"), answer.get("content") or ""
+    answered = canonical_bytes([call["function"] for call in calls] if calls else content)
     hashes = (
         bytes.fromhex(name),
-        _hash(b"\n".join(spoken) + tools),
+        _hash(b"".join(whole) + tools),
         _hash(prompt + tools),
         _hash(prompt),
         _hash(b"\n".join(frame) + tools),
         _hash(text.encode("utf-8", "surrogatepass")) if text else _NOTHING,
-        _hash(canonical_bytes([c["function"] for c in calls] if calls else content)),
-        *_links(request),
+        _hash(answered),
+        linked,
     )
     label = content.strip()[:_LABEL_LENGTH]
     return Row(b"".join(hashes), timestamp, _tool(calls), label, len(content)), text
@@ -200,24 +232,24 @@ def _tool(calls: list[Json] | None) -> str:
 _NOTHING = bytes(8)
 
 
-def _hash(data: bytes) -> bytes:
-    return blake2b(data, digest_size=8).digest()
+_hash = xxh3_64_digest
 
 
-def _links(request: Json) -> list[bytes]:
+def links(request: Json) -> bytes:
+    """8 bytes for each of `LINKS`."""
     metadata = request.get("metadata")
     named = metadata if isinstance(metadata, dict) else {}
     if not named and "user" not in request:
-        return [_NOTHING] * len(LINKS)
+        return _NOTHING * len(LINKS)
     values = [named.get(name) for name in LINKS]
     if values[-1] is None:
         values[-1] = request.get("user")
-    return [
+    return b"".join(
         _hash(f"{name}={value}".encode("utf-8", "surrogatepass"))
         if isinstance(value, str | int) and value != ""
         else _NOTHING
         for name, value in zip(LINKS, values, strict=True)
-    ]
+    )
 
 
 def _normal_content(content: Any) -> tuple[Any, str]:

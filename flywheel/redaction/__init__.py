@@ -7,7 +7,7 @@ places and organisations, and `masker` puts the placeholders in.
 """
 
 from flywheel.redaction.masker import Redactor, mask_text, redact, redactor
-from flywheel.redaction.patterns import SUSPICIOUS, Span, find, needs_masking
+from flywheel.redaction.patterns import SUSPICIOUS, Span, find, needs_masking, suspects
 
 __all__ = [
     "SUSPICIOUS",
@@ -18,4 +18,5 @@ __all__ = [
     "needs_masking",
     "redact",
     "redactor",
+    "suspects",
 ]

@@ -191,6 +191,8 @@ def _field(name: str, value: Any, change: _Change) -> Any:
         return _arguments(value, change)
     if name == "tools" and not change.touches(json.dumps(value, ensure_ascii=False)):
         return value
+    if isinstance(value, dict) and change.passes(json_text(value)):
+        return value
     return _mapped(value, change, name)
 
 

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import re2
@@ -414,22 +417,40 @@ SUSPICIOUS = _union([hint for kind in KINDS for hint in kind.hints] + [*_UNUSUAL
 _SUSPICIOUS = re2.compile(SUSPICIOUS)
 
 
-def needs_masking(text: str) -> bool:
+def needs_masking(text: str | bytes) -> bool:
     """Whether `SUSPICIOUS` matches; never wrongly ``False``."""
     return _SUSPICIOUS.search(_utf8(text)) is not None
 
 
-def _utf8(text: str) -> bytes:
+_SHORT = 64
+"""Characters of a text that is likely to come again: roles, types, names of models and tools."""
+_short_needs_masking = lru_cache(maxsize=4096)(needs_masking)
+
+
+def suspects(texts: Sequence[bytes]) -> set[int]:
+    """Which of many texts, by number, `needs_masking` may say yes to: all in one search."""
+    whole = b"\n".join(texts)
+    ends = list(accumulate([len(text) + 1 for text in texts]))
+    found: set[int] = set()
+    for hit in _SUSPICIOUS.finditer(whole):
+        # A hit that reaches into the next texts may hide one of their own.
+        found.update(range(bisect_right(ends, hit.start()), bisect_right(ends, hit.end()) + 1))
+    return {i for i in found if i < len(texts)}
+
+
+def _utf8(text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
     return text.encode("utf-8", "replace")  # half a surrogate pair is no part of any kind
 
 
-def _hint_set() -> tuple[re2.Set, list[Kind]]:
-    """All hints to be looked for at once, and the kind of each."""
+def _hint_set() -> tuple[re2.Set, list[int]]:
+    """All hints to be looked for at once, and the number of each one's kind."""
     hints, kinds = re2.Set.SearchSet(), []
-    for kind in KINDS:
+    for number, kind in enumerate(KINDS):
         for hint in kind.hints:
             hints.Add(hint)
-            kinds.append(kind)
+            kinds.append(number)
     hints.Compile()
     return hints, kinds
 
@@ -450,9 +471,10 @@ def find(text: str, name: str = "") -> list[Span]:
         name: The JSON key it stands under, which may say what a bare value is.
     """
     label = f"{name[-60:]}: " if name else ""
-    if not needs_masking(label + text):
+    whole = label + text
+    if not (_short_needs_masking if len(whole) <= _SHORT else needs_masking)(whole):
         return []
-    spans = search(label + text)
+    spans = search(whole)
     shift = len(label)
     return [Span(s.start - shift, s.end - shift, s.kind) for s in spans if s.start >= shift]
 
@@ -480,11 +502,13 @@ def _blanked(text: str, spans: list[Span]) -> str:
 def _search_once(text: str) -> list[Span]:
     spans: list[Span] = []
     found_hints = _HINTS.Match(_utf8(text))  # None also where the set's memory did not suffice
-    hinted = KINDS if found_hints is None else {_HINTED[i] for i in found_hints}
-    for kind in KINDS:
-        found = list(kind.spans(text)) if kind in hinted else []
-        text = _blanked(text, found)
-        spans += found
+    if found_hints is None and not needs_masking(text):
+        return []
+    hinted = range(len(KINDS)) if found_hints is None else {_HINTED[i] for i in found_hints}
+    for number, kind in enumerate(KINDS):
+        if number in hinted and (found := list(kind.spans(text))):
+            text = _blanked(text, found)
+            spans += found
     return spans
 
 
