@@ -47,6 +47,7 @@ _PART_BYTES = 64 * 2**20
 _ROWS_PER_SHARD = 10_000
 _SHARDS_PER_WRITER = 4
 _PAIRS_PER_TASK = 50_000
+_TEXTS_PER_TASK = 5_000
 _NAMES_SHOWN = 10
 
 
@@ -263,32 +264,46 @@ def _comparisons(
     large: list[npt.NDArray[np.int64]],
     scratch: Storage,
 ) -> list[Json]:
-    """What each worker compares: candidate pairs or one large bucket, with the texts."""
+    """What each worker compares: candidate pairs and large buckets, with the texts."""
     involved = np.unique(np.concatenate([pairs.ravel(), *large]))
     where = first[involved]
     wanted = (logs.part[where], logs.row[where])
     texts = shuffle.take(scratch, logs.parts, *wanted, ["text"])["text"]
     slices = [pairs[i : i + _PAIRS_PER_TASK] for i in range(0, len(pairs), _PAIRS_PER_TASK)]
     tasks = []
-    for kind, members in [("pairs", s) for s in slices] + [("bucket", b) for b in large]:
-        own = np.unique(members)
+    for buckets in [*([one] for one in slices), *_together(large)]:
+        own = np.unique(np.concatenate([one.ravel() for one in buckets]))
         mine = texts.take(np.searchsorted(involved, own)).to_pylist()
-        tasks.append(
-            {"kind": kind, "members": members.tobytes(), "own": own.tobytes(), "texts": mine}
-        )
+        kind = "buckets" if buckets[0].ndim == 1 else "pairs"
+        members = [one.tobytes() for one in buckets]
+        tasks.append({"kind": kind, "members": members, "own": own.tobytes(), "texts": mine})
     return tasks
+
+
+def _together(
+    buckets: list[npt.NDArray[np.int64]],
+) -> Iterator[list[npt.NDArray[np.int64]]]:
+    """Buckets by the task, of about as many texts each; a larger one is a task of its own."""
+    gathered: list[npt.NDArray[np.int64]] = []
+    for bucket in buckets:
+        if gathered and sum(map(len, gathered)) + len(bucket) > _TEXTS_PER_TASK:
+            yield gathered
+            gathered = []
+        gathered.append(bucket)
+    if gathered:
+        yield gathered
 
 
 def _compare(item: Json, threshold: float) -> Iterator[Json]:
     """Runs in a worker."""
     own = np.frombuffer(item["own"], np.int64).tolist()
     texts = dict(zip(own, item["texts"], strict=True))
-    members = np.frombuffer(item["members"], np.int64)
+    members = [np.frombuffer(one, np.int64) for one in item["members"]]
     if item["kind"] == "pairs":
-        found = minhash.verified(members.reshape(-1, 2), texts, threshold)
+        found = [minhash.verified(one.reshape(-1, 2), texts, threshold) for one in members]
     else:
-        found = minhash.joined(members, texts, threshold)
-    yield {"pairs": found.tobytes()}
+        found = [minhash.joined(one, texts, threshold) for one in members]
+    yield {"pairs": np.concatenate(found).tobytes()}
 
 
 def _divide(experiment: Experiment, keys: Keys, edges: Edges, storage: Storage) -> Division:

@@ -32,7 +32,7 @@ from flywheel.types import (
 _REMEMBERED = 4096
 """Distinct values of a kind that are kept; beyond, all are forgotten."""
 _MOST_BRACKETS = 48
-"""Lines with more outside their tools may be nested too deep; the slow lane counts exactly."""
+"""What holds more may be nested too deep; the slow lane counts exactly."""
 _LATEST = 1e11
 """Seconds; larger timestamps are milliseconds, which the slow lane notes."""
 _SPOKEN = ("user", "system", "developer")
@@ -48,7 +48,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     workload_id: str
     client_id: str
     request: dict[str, msgspec.Raw]
-    response: Json
+    response: msgspec.Raw
 
 
 class _Function(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,7 +100,6 @@ class Tools:
     digest: bytes
     signatures: dict[str, Signature]
     """By tool name."""
-    brackets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +165,7 @@ class Plain(msgspec.Struct):
         return Record(*where, request, self.response, normalisations=self.normalisations)
 
 
-NO_TOOLS = Tools(None, None, digest([]), {}, 0)
+NO_TOOLS = Tools(None, None, digest([]), {})
 
 
 class FastLane:
@@ -187,14 +186,13 @@ class FastLane:
         try:
             if not line.isascii():
                 line.decode()
-            return self._parse(self._decode(line), line)
+            return self._parse(self._decode(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _NotPlainError):
             return None
 
-    def _parse(self, log: _Line, line: bytes) -> Plain:
+    def _parse(self, log: _Line) -> Plain:
         raw = log.request
         tools = self._known_tools(raw.pop("tools", None))
-        _need(line.count(b"{") + line.count(b"[") - tools.brackets <= _MOST_BRACKETS)
         _need(0 < log.timestamp < _LATEST)
         _need(bool(log.workload_id.strip() and log.client_id.strip()))
         _need("messages" in raw)
@@ -202,7 +200,8 @@ class FastLane:
         settings = self._known_settings(raw)
         changed: set[Normalisation] = set()
         messages = self._conversation(said, changed)
-        self._check_response(log.response, tools, changed)
+        response = self._shallow(bytes(log.response))
+        self._check_response(response, tools, changed)
         return Plain(
             float(log.timestamp),
             log.workload_id,
@@ -210,9 +209,14 @@ class FastLane:
             settings,
             messages,
             tools,
-            log.response,
+            response,
             tuple(sorted(changed)),
         )
+
+    def _shallow(self, text: bytes) -> Any:
+        """Decode what certainly is not nested too deep, arguments in it included."""
+        _need(text.count(b"{") + text.count(b"[") <= _MOST_BRACKETS)
+        return self._any(text)
 
     def _known_tools(self, raw: msgspec.Raw | None) -> Tools:
         if raw is None:
@@ -236,8 +240,7 @@ class FastLane:
         _need(bool(value) and not needs_masking(stored))
         functions = [tool["function"] for tool in value]
         signatures = {f["name"]: signature(f.get("parameters")) for f in functions}
-        brackets = text.count(b"{") + text.count(b"[")
-        return Tools(value, stored, digest(value), signatures, brackets)
+        return Tools(value, stored, digest(value), signatures)
 
     def _known_settings(self, raw: dict[str, msgspec.Raw]) -> Settings:
         key = tuple([(name, bytes(value)) for name, value in raw.items()])
@@ -249,7 +252,7 @@ class FastLane:
 
     def _look_over(self, raw: dict[str, msgspec.Raw]) -> Settings:
         _need("functions" not in raw and "function_call" not in raw)
-        values = {name: self._any(value) for name, value in raw.items()}
+        values = {name: self._shallow(bytes(value)) for name, value in raw.items()}
         rest = settings_of(values)
         names = list(values)
         at = names.index("messages")
@@ -275,7 +278,7 @@ class FastLane:
         return messages
 
     def _message(self, text: bytes, asked: set[str], changed: set[Normalisation]) -> Message:
-        value = self._any(text)
+        value = self._shallow(text)
         _need(type(value) is dict)
         role, content = value.get("role"), value.get("content")
         if role in _SPOKEN:

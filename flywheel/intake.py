@@ -259,7 +259,7 @@ def _without_tools(one: Plain) -> Record:
 
 def _tools_of(record: Record) -> Tools:
     text = json_bytes(record.request["tools"]) if "tools" in record.request else None
-    return Tools(record.tools, text, digest(record.tools), {}, 0)
+    return Tools(record.tools, text, digest(record.tools), {})
 
 
 def _record_row(record: Record, tools: Tools, linked: bytes) -> _Row:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -131,7 +132,7 @@ def _column(values: Any) -> npt.NDArray[Any]:
     return texts
 
 
-class Said(NamedTuple):
+class Said(msgspec.Struct, frozen=True):
     """What the hashes see of one message."""
 
     whole: bytes
@@ -190,17 +191,16 @@ def decide(
         linked: `links` of its request.
         answer: Production's message.
     """
-    whole, asked, frame, texts = zip(*said, strict=True)
-    prompt = b"".join(asked)
-    text = "\n".join([one for one in texts if one is not None])
+    prompt = b"".join([one.asked for one in said])
+    text = "\n".join([one.text for one in said if one.text is not None])
     calls, content = answer.get("tool_calls"), answer.get("content") or ""
     answered = canonical_bytes([call["function"] for call in calls] if calls else content)
     hashes = (
         bytes.fromhex(name),
-        _hash(b"".join(whole) + tools),
+        _hash(b"".join([one.whole for one in said]) + tools),
         _hash(prompt + tools),
         _hash(prompt),
-        _hash(b"\n".join(frame) + tools),
+        _hash(b"\n".join([one.frame for one in said]) + tools),
         _hash(text.encode("utf-8", "surrogatepass")) if text else _NOTHING,
         _hash(answered),
         linked,
