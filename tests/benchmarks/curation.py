@@ -54,8 +54,8 @@ class Plan:
     baseline: int
     scaling: int
     cpus: tuple[int, ...] = (1, 2, 4)
-    documents: int = 50_000
-    """In Elasticsearch."""
+    documents: int = 20_000
+    """In Elasticsearch; noida-db takes some 250 KB of memory for each."""
 
 
 @dataclass(frozen=True, slots=True)

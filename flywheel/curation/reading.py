@@ -1,0 +1,155 @@
+"""The first pass: readers parse, filter and mask their shards of the store.
+
+Each writes its rows to scratch parts and sends back the rows' keys: raw text never leaves it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flywheel import shuffle
+from flywheel.config import DatasetConfig, Experiment
+from flywheel.datasets import Keys
+from flywheel.datasets.minhash import Banding
+from flywheel.intake import REJECTIONS, USAGE, Harvest, Intake, Tally
+from flywheel.spread import over
+from flywheel.storage import Storage
+from flywheel.stores import LogStore, Query, Shard
+from flywheel.types import Json
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is."""
+
+READING = "reading logs"
+
+_PART_ROWS = 32_768
+_PART_BYTES = 64 * 2**20
+
+
+class Logs:
+    """What the readers brought back; record i stands in part ``part[i]`` at ``row[i]``."""
+
+    def __init__(self, results: list[Json]) -> None:
+        results.sort(key=lambda result: result["part"])
+        self.tally = Tally()
+        for result in results:
+            self.tally.add(Tally.from_json(json.loads(result["tally"])))
+        filled = [result for result in results if result["part"]]
+        self.parts = [result["part"] for result in filled]
+        tables = [_from_bytes(result.pop("keys")) for result in filled]
+        sizes = [table.num_rows for table in tables]
+        self.part = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        self.row = np.concatenate([np.arange(n, dtype=np.int32) for n in [*sizes, 0]])
+        keys = pa.concat_tables(tables) if tables else None
+        self.keys = Keys.from_table(keys) if keys else Keys.of([])
+        self.usage = keys.select(USAGE).combine_chunks() if keys else pa.table({})
+        self.bands = _bands(keys) if keys else None
+        rejections = [_from_bytes(result.pop("rejections")) for result in results]
+        order = [("source", "ascending"), ("offset", "ascending")]
+        self.rejections = pa.concat_tables([REJECTIONS.empty_table(), *rejections]).sort_by(order)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def read(
+    store: LogStore, experiment: Experiment, scratch: Storage, tell: Progress, readers: int | None
+) -> Logs:
+    """Read all shards in parallel."""
+    import ray
+
+    config = experiment.dataset
+    query = Query(experiment.workload, experiment.client, *config.window)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    shards = store.shards(query, readers or cpus)
+    total, done = max(1, sum(shard.size for shard in shards)), 0
+    tell(READING, 0, 100)  # per cent: bytes or documents, as the store counts
+    options = {
+        "masking": config.masking,
+        "keep_violations": config.schema_violations == "keep",
+        "banding": _banding(config),
+    }
+    items = [{"number": number, **asdict(shard)} for number, shard in enumerate(shards)]
+    results = []
+    for result in over(items, _read_shard, store, query, options, scratch):
+        done += result["size"]
+        tell(READING, 100 * done // total, 100)
+        results.append(result)
+    return Logs(results)
+
+
+def _read_shard(
+    item: Json, store: LogStore, query: Query, options: Json, scratch: Storage
+) -> Iterator[Json]:
+    """Runs in a worker: one shard of the store, part by part; the last is told with its size."""
+    shard = Shard(item["source"], item["start"], item["end"], item["size"])
+    intake = Intake(query, **options)
+    gathered: list[Harvest] = []
+    count = 0
+    for chunk in store.scan(shard, query):
+        gathered.append(intake.take(chunk))
+        if _full(gathered):
+            yield _part(gathered, f"{item['number']:06d}-{count:06d}", scratch, 0)
+            gathered, count = [], count + 1
+    yield _part(gathered, f"{item['number']:06d}-{count:06d}", scratch, shard.size)
+
+
+def _full(gathered: list[Harvest]) -> bool:
+    rows = sum(harvest.rows.num_rows for harvest in gathered)
+    size: int = sum(harvest.rows.nbytes for harvest in gathered)
+    return bool(rows >= _PART_ROWS or size >= _PART_BYTES)
+
+
+def _part(gathered: list[Harvest], name: str, scratch: Storage, size: int) -> Json:
+    """Write rows to a part, in order of their ids, and tell what is known of them."""
+    tally = Tally()
+    for harvest in gathered:
+        tally.add(harvest.tally)
+    rejections = pa.concat_tables(
+        [REJECTIONS.empty_table(), *(harvest.rejections for harvest in gathered)]
+    )
+    told = {
+        "rejections": _to_bytes(rejections),
+        "tally": json.dumps(tally.to_json()),
+        "size": size,
+    }
+    filled = [harvest for harvest in gathered if harvest.rows.num_rows]
+    if not filled:
+        return {"part": "", "keys": b"", **told}
+    keys = pa.concat_tables([harvest.keys for harvest in filled])
+    order = pc.sort_indices(keys["id"])
+    rows = pa.concat_tables([harvest.rows for harvest in filled]).unify_dictionaries()
+    shuffle.write_part(scratch, name, rows.combine_chunks().take(order))
+    return {"part": name, "keys": _to_bytes(keys.take(order)), **told}
+
+
+def _banding(config: DatasetConfig) -> Banding | None:
+    threshold = config.near_duplicates
+    return None if threshold is None else Banding.for_threshold(threshold)
+
+
+def _bands(keys: pa.Table) -> npt.NDArray[np.uint32] | None:
+    if "bands" not in keys.column_names:
+        return None
+    lists = keys["bands"].combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), -1)  # type: ignore[no-any-return]
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
