@@ -12,7 +12,6 @@ Memory is bounded by shards and parts, not by the logs; the driver holds some 15
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 
 import numpy as np
@@ -21,13 +20,13 @@ from flywheel import datasets
 from flywheel.config import Experiment
 from flywheel.curation.accounting import account
 from flywheel.curation.comparing import COMPARING, near_duplicates
-from flywheel.curation.reading import READING, Logs, Progress, read
+from flywheel.curation.reading import READING, Logs, Progress, Reading, read
+from flywheel.curation.workplace import workplace
 from flywheel.curation.writing import WRITING, write
 from flywheel.datasets import Division, Keys, Manifest
 from flywheel.datasets.duplicates import Edges
 from flywheel.errors import DataError
 from flywheel.storage import Storage
-from flywheel.stores import open_store
 from flywheel.types import Record
 
 __all__ = ["COMPARING", "READING", "WRITING", "Progress", "curate", "load_manifest", "load_split"]
@@ -43,7 +42,8 @@ def curate(
 ) -> Manifest:
     """Make the dataset that an experiment asks for, under ``datasets/<fingerprint>``.
 
-    Curating the same logs again writes nothing.
+    Curating the same logs again writes nothing. After a stop, what was read of files that are still
+    the same is not read again.
 
     Args:
         experiment: Names the log store, the workload and the split rule.
@@ -56,9 +56,9 @@ def curate(
         DataError: No logs there, none of this workload, or too few of it.
     """
     tell = progress or (lambda stage, done, total: None)
-    scratch = storage.at(f".scratch-{uuid.uuid4().hex}")
-    try:
-        logs = read(open_store(experiment.logs), experiment, scratch, tell, readers)
+    reading = Reading.of(experiment, readers)
+    with workplace(storage, reading.key) as scratch:
+        logs = read(reading, scratch, tell)
         _check_workload(experiment, logs)
         edges = near_duplicates(logs, experiment.dataset, scratch, tell)
         division = _divide(experiment, logs.keys, edges, storage)
@@ -67,8 +67,6 @@ def curate(
         if not _holds(folder, manifest):
             write(folder, logs, division, scratch, tell)
             folder.write_json("manifest.json", manifest.to_json())
-    finally:
-        scratch.remove("")
     return manifest
 
 

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flywheel import shuffle
+from flywheel import __version__, shuffle
 from flywheel.config import DatasetConfig, Experiment
 from flywheel.datasets import Keys
 from flywheel.datasets.minhash import Banding
 from flywheel.intake import REJECTIONS, USAGE, Harvest, Intake, Tally
 from flywheel.spread import over
 from flywheel.storage import Storage
-from flywheel.stores import LogStore, Query, Shard
-from flywheel.types import Json
+from flywheel.stores import LogStore, Query, Shard, open_store
+from flywheel.types import Json, content_hash
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
@@ -59,30 +59,60 @@ class Logs:
         return len(self.keys)
 
 
-def read(
-    store: LogStore, experiment: Experiment, scratch: Storage, tell: Progress, readers: int | None
-) -> Logs:
-    """Read all shards in parallel."""
-    import ray
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read, and how. Plain data, so that it travels."""
 
-    config = experiment.dataset
-    query = Query(experiment.workload, experiment.client, *config.window)
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    shards = store.shards(query, readers or cpus)
-    total, done = max(1, sum(shard.size for shard in shards)), 0
+    store: LogStore
+    query: Query
+    shards: list[Shard]
+    options: Json
+    """`Intake`'s."""
+    key: str | None
+    """The same for the same shards of the same lines read in the same way, if that can be told."""
+
+    @classmethod
+    def of(cls, experiment: Experiment, readers: int | None) -> Reading:
+        """Look at the store and cut it into shards."""
+        import ray
+
+        config, store = experiment.dataset, open_store(experiment.logs)
+        query = Query(experiment.workload, experiment.client, *config.window)
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        state, shards = store.state(), store.shards(query, readers or cpus)
+        options = {
+            "masking": config.masking,
+            "keep_violations": config.schema_violations == "keep",
+            "banding": _banding(config),
+        }
+        parts = [asdict(query), [asdict(shard) for shard in shards], repr(options)]
+        key = None if state is None else content_hash([__version__, state, *parts])
+        return cls(store, query, shards, options, key)
+
+
+def read(reading: Reading, scratch: Storage, tell: Progress) -> Logs:
+    """Read all shards in parallel, but those that an earlier try finished."""
+    total = max(1, sum(shard.size for shard in reading.shards))
     tell(READING, 0, 100)  # per cent: bytes or documents, as the store counts
-    options = {
-        "masking": config.masking,
-        "keep_violations": config.schema_violations == "keep",
-        "banding": _banding(config),
-    }
-    items = [{"number": number, **asdict(shard)} for number, shard in enumerate(shards)]
-    results = []
-    for result in over(items, _read_shard, store, query, options, scratch):
-        done += result["size"]
-        tell(READING, 100 * done // total, 100)
+    items = [{"number": number, **asdict(shard)} for number, shard in enumerate(reading.shards)]
+    finished = {item["number"]: scratch.exists(_result(item["number"])) for item in items}
+    results = [
+        result
+        for number, there in finished.items()
+        if there
+        for result in scratch.read_table(_result(number)).to_pylist()
+    ]
+    missing = [item for item in items if not finished[item["number"]]]
+    where = (reading.store, reading.query, reading.options)
+    for result in over(missing, _read_shard, *where, scratch):
         results.append(result)
+        done = sum(one["size"] for one in results)
+        tell(READING, 100 * done // total, 100)
     return Logs(results)
+
+
+def _result(number: int) -> str:
+    return f"{number:06d}.parquet"
 
 
 def _read_shard(
@@ -90,15 +120,24 @@ def _read_shard(
 ) -> Iterator[Json]:
     """Runs in a worker: one shard of the store, part by part; the last is told with its size."""
     shard = Shard(item["source"], item["start"], item["end"], item["size"])
-    intake = Intake(query, **options)
+    results = []
+    for result in _parts(item["number"], shard, store, query, Intake(query, **options), scratch):
+        results.append(result)
+        yield result
+    scratch.write_table(_result(item["number"]), pa.Table.from_pylist(results))
+
+
+def _parts(
+    number: int, shard: Shard, store: LogStore, query: Query, intake: Intake, scratch: Storage
+) -> Iterator[Json]:
     gathered: list[Harvest] = []
     count = 0
     for chunk in store.scan(shard, query):
         gathered.append(intake.take(chunk))
         if _full(gathered):
-            yield _part(gathered, f"{item['number']:06d}-{count:06d}", scratch, 0)
+            yield _part(gathered, f"{number:06d}-{count:06d}", scratch, 0)
             gathered, count = [], count + 1
-    yield _part(gathered, f"{item['number']:06d}-{count:06d}", scratch, shard.size)
+    yield _part(gathered, f"{number:06d}-{count:06d}", scratch, shard.size)
 
 
 def _full(gathered: list[Harvest]) -> bool:

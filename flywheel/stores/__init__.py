@@ -102,6 +102,14 @@ class LogStore(Protocol):
         """
         ...
 
+    def state(self) -> str | None:
+        """Changes whenever the lines do; ``None`` where that cannot be told.
+
+        Raises:
+            DataError: The store cannot be reached.
+        """
+        ...
+
     def shards(self, query: Query, readers: int) -> list[Shard]:
         """Cut what the query needs into parts, enough to keep ``readers`` readers busy.
 

@@ -132,6 +132,10 @@ class ElasticsearchStore:
         """See `LogStore`. All is read: only a parsed document tells whether it is a Record."""
         return summarise(self)
 
+    def state(self) -> str | None:
+        """Documents come and go, and slices with them. See `LogStore`."""
+        return None
+
     def shards(self, query: Query, readers: int) -> list[Shard]:
         """See `LogStore`. An alias is resolved here, so that all slices are of the same indices."""
         with self._client("counting its documents") as client:

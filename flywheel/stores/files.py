@@ -36,6 +36,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
 RETRY_AFTER_S = (0.5, 2.0, 8.0)
 """How long to wait when a read fails, time after time, until it is given up."""
 
+_MARKS = ("mtime", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
+"""Where fsspec's file systems say that a file is another than it was."""
 _SMALLEST_RANGE, _LARGEST_RANGE = 16 * 2**20, 256 * 2**20
 _RANGES_PER_READER = 4
 _READ_AHEAD = 8 * 2**20
@@ -65,6 +67,15 @@ class FileStore:
     def workloads(self) -> list[WorkloadSummary]:
         """See `LogStore`."""
         return summarise(self)
+
+    def state(self) -> str | None:
+        """See `LogStore`."""
+        with boundary(DataError, f"listing log store {self.url}"):
+            found = [(path, self._fs.info(path)) for path in self._found()]
+        marks = [[str(info[name]) for name in _MARKS if info.get(name)] for _, info in found]
+        if not all(marks):
+            return None
+        return content_hash([[p, i["size"], m] for (p, i), m in zip(found, marks, strict=True)])
 
     def shards(self, query: Query, readers: int) -> list[Shard]:
         """See `LogStore`."""

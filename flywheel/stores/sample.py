@@ -28,6 +28,10 @@ class SampleStore:
         """See `LogStore`."""
         return summarise(self)
 
+    def state(self) -> str | None:
+        """See `LogStore`."""
+        return self.url
+
     def shards(self, query: Query, readers: int) -> list[Shard]:
         """See `LogStore`."""
         return [Shard(source, size=len(data)) for source, data in self._files().items()]

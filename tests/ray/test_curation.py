@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -276,3 +277,40 @@ def test_one_class_is_a_small_dataset(tmp_path: Path) -> None:
     manifest = curate(experiment(tmp_path / "a.jsonl"), Storage(str(tmp_path / "out")))
     assert manifest.class_mix["curated"] == {"here": 60 - manifest.duplicates["near"]}
     assert manifest.rare_classes == {}
+
+
+def test_a_stopped_curation_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Files it had read are not read again: here they hold nothing readable any more."""
+    logs = tmp_path / "logs"
+    write_sample_logs(logs, records=600)
+    whole = curate(experiment(logs), Storage(str(tmp_path / "whole")))
+    storage = Storage(str(tmp_path / "storage"))
+
+    def stop_comparing(stage: str, done: int, total: int) -> None:
+        if stage != READING:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        curate(experiment(logs), storage, stop_comparing)
+    for path in logs.glob("*.jsonl"):
+        stat = path.stat()
+        path.write_bytes(b"#" * stat.st_size)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert curate(experiment(logs), storage) == whole
+    assert not storage.at("scratch").names()
+
+
+def test_logs_that_changed_are_read_anew(tmp_path: Path) -> None:
+    logs, storage = tmp_path / "logs", Storage(str(tmp_path / "storage"))
+    write_sample_logs(logs, records=600)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage != READING:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        curate(experiment(logs), storage, stop)
+    with (logs / "more.jsonl").open("wb") as file:
+        file.write(LINE + b"\n")
+    fresh = curate(experiment(logs), Storage(str(tmp_path / "fresh")))
+    assert curate(experiment(logs), storage) == fresh
