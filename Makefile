@@ -15,7 +15,7 @@ test: install  ## Every tier: pure, Ray, services, whole jobs.
 test-fast: install  ## The pure tests: seconds.
 	$(BIN)/python -m pytest -m "not ray and not services and not e2e"
 
-bench-curation: install  ## Curation's speed and memory, 100,000 to 2,000,000 records (an hour).
+bench-curation: install  ## Curation's speed and memory, 100,000 to 2,000,000 records (a quarter of an hour).
 	$(BIN)/python -m tests.benchmarks.curation
 
 check: install  ## Lint, formatting, types.
