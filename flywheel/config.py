@@ -292,8 +292,25 @@ class RankingConfig(_Model):
     metric: str | None = None
     """Default: ``function_name_and_args_accuracy`` for tool workloads, ``similarity`` for text
     (``exact_match`` where the judge is not trusted or there is none)."""
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """A trial is promising when the metric's value reaches this."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """By how much a trial may be worse than production: it is promising when the whole 95 %
+    interval of its difference to production lies above minus this."""
+    baseline: str | None = None
+    """Name of the candidate that is production's own model asked again (its ``base`` trial): the
+    agreement with its own logged answers is the ceiling that others are compared with. Default:
+    the logged answers themselves, which are right by definition."""
+    max_p95_s: Annotated[float, Field(gt=0)] | None = None
+    """A trial whose 95th percentile of latency lies above this is not recommended."""
+    max_missing: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Nor is one with a larger share of failed or unscored records."""
+    expected_disagreement: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of records on which a good candidate and production are expected to differ; says, with
+    the margin, how many eval records are needed."""
+    underpowered: Literal["warn", "refuse", "ignore"] = "warn"
+    """What to do where there are fewer."""
+    adaptive: bool = False
+    """Stop asking a candidate that is surely worse than the margin allows, whenever that shows
+    (by metrics that need no judge)."""
 
 
 class ProductionConfig(_Model):
@@ -346,7 +363,19 @@ class Experiment(_Model):
                 raise ValueError(f"candidate {candidate.title!r} can do no method of: {chosen}")
             if self.judge is not None and _place(candidate) == _place(self.judge):
                 raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
+        self._check_baseline()
         return self
+
+    def _check_baseline(self) -> None:
+        name = self.ranking.baseline
+        if name is None:
+            return
+        named = [candidate for candidate in self.candidates if candidate.title == name]
+        if not named or "base" not in self.methods.chosen or not named[0].can_try("base"):
+            titles = ", ".join(candidate.title for candidate in self.candidates)
+            raise ValueError(
+                f"ranking.baseline {name!r} must be a candidate ({titles}) asked by method base"
+            )
 
 
 def _place(model: ModelConfig) -> tuple[str, str]:

@@ -35,7 +35,7 @@ from flywheel import (
 from flywheel.cluster import Needs, connect
 from flywheel.config import CandidateConfig, Experiment, JudgeConfig, ModelConfig, as_list
 from flywheel.datasets import Manifest
-from flywheel.errors import FlywheelError, Interrupted
+from flywheel.errors import FlywheelError, Interrupted, RequestError
 from flywheel.inference import read as read_completions
 from flywheel.judging import METRIC as SIMILARITY
 from flywheel.judging import Judge
@@ -43,11 +43,11 @@ from flywheel.leaderboard import Leaderboard
 from flywheel.progress import Display, Silent
 from flywheel.serving import Endpoint, engine, remote
 from flywheel.serving.engine import EngineSpec
-from flywheel.statistics import estimate
+from flywheel.statistics import Groups, Power, conversations, estimate, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
-from flywheel.types import Completion, Json, Score, Trial, TrialResult, content_hash
+from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult, content_hash
 
 _SLIVER = Needs(0.01, 0)
 """What a trial holds that only waits for an endpoint."""
@@ -117,6 +117,10 @@ class _Run:
         self.tracker = Tracker(experiment, run_id, self.desk.storage)
         self.recording = False
         """Whether MLflow knows of the run."""
+        self.warnings: list[str] = []
+        self.groups: Groups = {}
+        """Eval records of one conversation."""
+        self.power: Power | None = None
         self.started = _now()
         self.commit = _commit()
 
@@ -139,6 +143,7 @@ class _Run:
     def _turn(self) -> Outcome:
         experiment, desk = self.experiment, self.desk
         manifest = curation.curate(experiment, desk.storage, self.show)
+        self.power = self._power(manifest.splits["eval"])
         planned = trials.plan(experiment, manifest.fingerprint)
         self._note("running", dataset=manifest.fingerprint, trials=len(planned))
         self.tracker.start(manifest.to_json())
@@ -151,6 +156,7 @@ class _Run:
             self._answer(planned)
             calibration = self._judge(planned, manifest)
 
+        self.groups = conversations(self._records(manifest), experiment.dataset.group_by)
         results = [self._result(trial, calibration) for trial in planned]
         board = self._rank(results, manifest, calibration)
         page = self._report(board, manifest, results)
@@ -164,7 +170,7 @@ class _Run:
             board,
             manifest.to_json(),
             self.tracker.uri,
-            self.tracker.warnings,
+            [*self.warnings, *self.tracker.warnings],
         )
 
     # -- before any work ---------------------------------------------------------------------
@@ -173,6 +179,7 @@ class _Run:
         """Refuse what cannot end well: no room, no weights, no key."""
         self.show("checking the request", 0, 0)
         experiment = self.experiment
+        self._power(experiment.dataset.eval_size)
         judge = experiment.judge
         for model in [*experiment.candidates, *([judge] if judge else [])]:
             if model.remote:
@@ -188,6 +195,21 @@ class _Run:
         if experiment.methods.lora:
             needs = self.cluster.trainer_needs(experiment.methods.lora)
             self.cluster.require(needs, "a LoRA trainer")
+
+    def _power(self, records: int) -> Power:
+        """What so many eval records can show; warns or refuses where that is too little."""
+        ranking = self.experiment.ranking
+        power = plan(
+            records,
+            ranking.margin,
+            ranking.expected_disagreement,
+            asked_again=ranking.baseline is not None,
+        )
+        if not power.enough and ranking.underpowered == "refuse":
+            raise RequestError(f"ranking.underpowered is refuse, and {power.sentence}")
+        if not power.enough and ranking.underpowered == "warn":
+            self.warnings = [power.sentence]
+        return power
 
     # -- trials ------------------------------------------------------------------------------
 
@@ -284,7 +306,7 @@ class _Run:
         else:
             endpoint = held.enter_context(self._engine(judge_config)).endpoint()
         judge = Judge(judge_config, endpoint, self.desk.run.at("judge"))
-        records = curation.load_split(self.desk.storage, manifest.fingerprint, "eval")
+        records = self._records(manifest)
         calibration = judge.calibrate(records, partial(self.show, "calibrating the judge"))
         self.desk.run.write_json("calibration.json", calibration.to_json())
         by_id = {record.id: record for record in records}
@@ -317,7 +339,7 @@ class _Run:
         return TrialResult(
             trial,
             "succeeded",
-            metrics=_metrics(trials.read_scores(folder)),
+            metrics=_metrics(trials.read_scores(folder), self.groups),
             latency=latency,
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
@@ -331,6 +353,8 @@ class _Run:
             results,
             self._scores(results),
             self.experiment.ranking,
+            groups=self.groups,
+            power=self.power.to_json() if self.power else None,
             calibration=calibration,
             production=costs.production_cost(manifest.production, self.experiment.production.price),
             provenance={"run": self.run_id, "dataset": manifest.fingerprint, **self._provenance()},
@@ -347,7 +371,7 @@ class _Run:
             self.experiment,
             completions={r.key: self._completions(r.trial) for r in results},
             scores=self._scores(results),
-            records=curation.load_split(self.desk.storage, manifest.fingerprint, "eval"),
+            records=self._records(manifest),
         )
         self.desk.run.write_bytes("report.html", page.encode("utf-8", "replace"))
         return page
@@ -365,6 +389,9 @@ class _Run:
             self.show("recording in MLflow", done, len(results))
         succeeded = any(result.status == "succeeded" for result in results)
         self.tracker.finish(board, page, "succeeded" if succeeded else "failed")
+
+    def _records(self, manifest: Manifest) -> list[Record]:
+        return curation.load_split(self.desk.storage, manifest.fingerprint, "eval")
 
     def _completions(self, trial: Trial) -> list[Completion]:
         return read_completions(self.desk.folder(trial).at("completions"))
@@ -420,9 +447,9 @@ def _answer_step(
     trials.answer(trial, desk, endpoints[trial.key], progress)
 
 
-def _metrics(scores: Sequence[Score]) -> dict[str, Any]:
+def _metrics(scores: Sequence[Score], groups: Groups) -> dict[str, Any]:
     names = dict.fromkeys(score.metric for score in scores)
-    return {name: estimate([s for s in scores if s.metric == name]) for name in names}
+    return {name: estimate([s for s in scores if s.metric == name], groups) for name in names}
 
 
 def _slug(model: str) -> str:

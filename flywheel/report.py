@@ -157,7 +157,7 @@ def chart(board: Leaderboard) -> Markup | None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows = [row for row in board.rows if row.rank and _price(row) is not None]
+    rows = [row for row in board.ranked if _price(row) is not None]
     if not rows:
         return None
     with rc_context(STYLE):
@@ -200,7 +200,7 @@ def _template() -> jinja2.Template:
 def _style(row: Row) -> str:
     if row.rank is None:
         return "failed"
-    return "promising" if row.promising else ""
+    return "promising" if row.eligible else ""
 
 
 def _values(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
@@ -255,7 +255,7 @@ def _draw(axes: Any, rows: Sequence[Row], board: Leaderboard) -> None:
     prices = [_price(row) or 0.0 for row in rows]
     for row, price in zip(rows, prices, strict=True):
         _draw_point(axes, row, price, board.metric)
-    axes.axhline(board.threshold, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.axhline(_floor(board), color=MUTED, linewidth=0.8, linestyle=":")
     production = board.production.per_1k_requests if board.production else None
     if production is not None:
         prices.append(production)
@@ -288,6 +288,13 @@ def _draw_point(axes: Any, row: Row, price: float, metric: str) -> None:
         ha="left" if side > 0 else "right",
         weight="bold",
     )
+
+
+def _floor(board: Leaderboard) -> float:
+    """What a promising trial's interval lies above: production less the margin."""
+    ceiling = board.ceiling
+    figure = ceiling.result.metrics[board.metric].value if ceiling else None
+    return (1.0 if figure is None else figure) - board.margin
 
 
 def _scale(axes: Any, prices: Sequence[float]) -> None:

@@ -98,7 +98,7 @@ def an_experiment(**changes: Any) -> Experiment:
     return validate({**data, **changes}, "demo.yaml")
 
 
-def a_sample_run(queries: Sequence[str] = (), threshold: float = 0.8, n: int = 100) -> SampleRun:
+def a_sample_run(queries: Sequence[str] = (), margin: float = 0.3, n: int = 100) -> SampleRun:
     """Build the run; ``queries`` replace the first records' queries, which nobody gets right."""
     rng = random.Random(7)
     records = [_record(i, queries[i] if i < len(queries) else None) for i in range(n)]
@@ -121,7 +121,7 @@ def a_sample_run(queries: Sequence[str] = (), threshold: float = 0.8, n: int = 1
     board = rank(
         results,
         scores,
-        RankingConfig(threshold=threshold),
+        RankingConfig(margin=margin),
         calibration=CALIBRATION,
         production=Cost(1.18, "tokens"),
         provenance={"date": "2026-11-24", "commit": "1a2b3c4", "versions": {"vllm": "0.32.0"}},

@@ -72,8 +72,9 @@ MISTAKES: list[tuple[Json, list[str]]] = [
     ),
     ({"dataset": {"eval_share": 1}}, ["dataset.eval_share", "less than 1"]),
     ({"sampling": {"temperature": 3}}, ["sampling.temperature", "2", "3"]),
-    ({"ranking": {"threshold": 90}}, ["ranking.threshold", "1", "90"]),
-    ({"ranking": {"threshold": float("nan")}}, ["ranking.threshold", "nan"]),
+    ({"ranking": {"margin": 90}}, ["ranking.margin", "1", "90"]),
+    ({"ranking": {"margin": float("nan")}}, ["ranking.margin", "nan"]),
+    ({"ranking": {"baseline": "gpt"}}, ["ranking.baseline", "gpt", "must be a candidate"]),
     (
         {"candidates": [{"model": "m", "price_per_hour": float("inf")}]},
         ["candidates.0.price_per_hour", "finite", "inf"],

@@ -15,23 +15,35 @@ from flywheel.leaderboard import (
     verdict,
 )
 from flywheel.statistics import estimate
-from flywheel.types import Cost, Estimate, Score, Trial, TrialResult
+from flywheel.types import Cost, Estimate, Latency, Score, ScoreStatus, Trial, TrialResult
 
 ACCURACY = "function_name_and_args_accuracy"
 
 
-def trial_with(name, values, *, cost=None, metric=ACCURACY):
+def trial_with(name, values, *, cost=None, metric=ACCURACY, p95=1.0):
     trial = Trial(name, "m", "base", {}, "d", 0)
-    scores = [Score(str(i), metric, float(v)) for i, v in enumerate(values)]
+    scores = [
+        Score(str(i), metric, None, ScoreStatus.FAILED, "timeout")
+        if v is None
+        else Score(str(i), metric, float(v))
+        for i, v in enumerate(values)
+    ]
     price = Cost(cost, "machine") if cost is not None else None
     metrics = {metric: estimate(scores)}
-    return TrialResult(trial, "succeeded", metrics=metrics, cost=price), scores
+    latency = Latency(p95 / 2, p95, 100.0, 10.0, 16)
+    result = TrialResult(trial, "succeeded", metrics=metrics, cost=price, latency=latency)
+    return result, scores
 
 
-def board_of(*trials, threshold=0.9, **known):
+def right(share, n=200):
+    """So many of n right."""
+    return [1] * round(share * n) + [0] * (n - round(share * n))
+
+
+def board_of(*trials, ranking=None, **known):
     results = [result for result, _ in trials]
     scores = {result.key: scores for result, scores in trials}
-    return rank(results, scores, RankingConfig(threshold=threshold), **known)
+    return rank(results, scores, RankingConfig(**(ranking or {})), **known)
 
 
 def names(board):
@@ -79,15 +91,132 @@ def test_failed_trials_stand_last_without_a_rank():
     assert "failed: out of memory" in table(board)[1][1]
 
 
-def test_promising_trials_reach_the_threshold():
-    board = board_of(trial_with("a", [1] * 9 + [0]), trial_with("b", [1] * 8 + [0] * 2))
-    assert [row.promising for row in board.rows] == [True, False]
-    assert "threshold of 0.9 is reached by 1 of 2 trials" in verdict(board)
+def test_promising_is_what_its_whole_interval_says():
+    board = board_of(
+        trial_with("surely", right(0.97)),
+        trial_with("perhaps", right(0.91)),
+        trial_with("no", right(0.7)),
+    )
+    assert [row.verdict for row in board.rows] == ["not inferior", "undecided", "inferior"]
+    assert [row.promising for row in board.rows] == [True, False, False]
+    gap = board.rows[0].to_production
+    figure = board.rows[0].result.metrics[ACCURACY]
+    assert (gap.value, gap.low) == pytest.approx((figure.value - 1, figure.low - 1))
+    assert gap.p_value is None
+    assert verdict(board).startswith("surely base may replace production")
+    assert "People decide." in verdict(board)
+
+
+def test_the_cheapest_that_may_replace_production_comes_first():
+    board = board_of(
+        trial_with("best", right(1.0), cost=3.0),
+        trial_with("cheap", right(0.96), cost=1.0),
+        trial_with("bad", right(0.2), cost=0.1),
+    )
+    assert names(board) == ["cheap", "best", "bad"]
+    assert board.recommended.result.trial.candidate == "cheap"
+    assert board.best.result.trial.candidate == "best"
+    assert "1 more may; this is the cheapest" in verdict(board)
+
+
+def test_of_ties_the_cheapest_is_recommended_where_none_is_promising():
+    board = board_of(
+        trial_with("best", right(0.60), cost=3.0),
+        trial_with("tie", right(0.58), cost=1.0),
+        trial_with("worse", right(0.2), cost=0.1),
+    )
+    assert names(board) == ["best", "tie", "worse"]
+    assert [row.result.trial.candidate for row in board.ties] == ["best", "tie"]
+    assert board.recommended.result.trial.candidate == "tie"
+    assert "the cheapest of these is tie base" in verdict(board)
+    assert "cheapest of the ties" in table(board)[1][1][5]
+
+
+def test_an_undecided_board_says_how_many_records_would_settle_it():
+    board = board_of(trial_with("a", right(0.93, 100)), trial_with("b", right(0.5, 100)))
+    assert board.best.verdict == "undecided"
+    assert "About 568 records would show it" in verdict(board)
+    assert "About" not in verdict(board_of(trial_with("b", right(0.5, 100))))
+
+
+def test_a_trial_that_is_too_slow_is_not_recommended():
+    trials = [trial_with("slow", right(0.99), cost=1.0, p95=3.0), trial_with("quick", right(0.99))]
+    board = board_of(*trials, ranking={"max_p95_s": 2})
+    assert names(board) == ["quick", "slow"]
+    assert board.rows[1].promising
+    assert board.rows[1].blocked == "p95 3.00 s, over 2 s"
+    alone = board_of(trials[0], ranking={"max_p95_s": 2})
+    assert "No trial may replace production: p95 3.00 s, over 2 s." in verdict(alone)
+
+
+def test_a_trial_that_left_many_records_without_a_score_is_not_recommended():
+    board = board_of(trial_with("a", [*right(1, 180), *[None] * 20]))
+    assert board.rows[0].promising
+    assert not board.rows[0].eligible
+    assert board.rows[0].blocked == "20 of 200 records without a score"
+    assert table(board)[1][0][3] == "180 of 200, 20 failed"
+
+
+def test_production_asked_again_is_the_ceiling():
+    noise = right(0.9)
+    trials = [
+        trial_with("again", noise),
+        trial_with("same", noise),
+        trial_with("bad", right(0.6)),
+    ]
+    board = board_of(*trials, ranking={"baseline": "again"})
+    assert names(board) == ["same", "bad", "again"]
+    same, bad, again = board.rows
+    assert (again.rank, board.ceiling) == (None, again)
+    assert (same.to_production.value, same.verdict) == (0.0, "not inferior")
+    assert bad.to_production.value == pytest.approx(-0.3)
+    assert bad.to_production.p_value < 0.001
+    assert "the ceiling" in table(board)[1][2][5]
+    assert "within 0.1 of production asked again (0.90)" in verdict(board)
+    logged = board_of(*trials)
+    assert logged.rows[0].verdict != "not inferior"
+
+
+def test_a_rerun_of_production_that_failed_is_said():
+    failed = TrialResult(Trial("again", "m", "base", {}, "d", 0), "failed", "no key")
+    board = board_of((failed, []), trial_with("a", right(1.0)), ranking={"baseline": "again"})
+    assert "logged answers: again, production asked again, has no scores" in board.note
+    assert board.ceiling is None
+    assert board.rows[0].promising
+
+
+def test_the_pareto_front_is_marked():
+    board = board_of(
+        trial_with("good", right(0.9), cost=2.0),
+        trial_with("cheap", right(0.5), cost=1.0),
+        trial_with("neither", right(0.4), cost=1.5),
+        trial_with("quick", right(0.3), cost=1.5, p95=0.5),
+        trial_with("no price", right(0.5)),
+    )
+    front = {row.result.trial.candidate for row in board.rows if row.pareto}
+    assert front == {"good", "cheap", "quick"}
+
+
+def test_every_pair_is_compared_and_corrected_together():
+    board = board_of(*(trial_with(f"t{k}", right(1 - k / 20)) for k in range(5)))
+    assert len(board.pairs) == 10
+    assert {pair.difference.n for pair in board.pairs} == {200}
+    shown = [row.difference.p_value for row in board.rows[1:]]
+    assert set(shown) <= {pair.difference.p_value for pair in board.pairs}
+
+
+def test_records_of_one_conversation_count_together():
+    best, rival = right(1.0, 120), [0] * 12 + [1] * 108
+    trials = trial_with("best", best), trial_with("rival", rival)
+    assert not board_of(*trials).rows[1].tie_with_best
+    together = {str(i): i // 12 for i in range(120)}
+    assert board_of(*trials, groups=together).rows[1].tie_with_best
 
 
 def test_a_board_without_results_says_so():
     board = rank([], {}, RankingConfig())
     assert board.best is None
+    assert board.recommended is None
     assert verdict(board) == "No trial could be ranked."
     assert table(board)[1] == []
 
@@ -136,6 +265,7 @@ def test_the_table_is_rectangular_and_names_an_untrusted_judge():
     assert "similarity (judge AUC 0.74, not trusted)" in columns
     assert rows[-1][1] == "production"
     assert "1.18" in rows[-1]
+    assert "promising" in rows[0][5]
 
 
 def test_markdown_carries_where_the_figures_come_from():

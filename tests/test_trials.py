@@ -135,7 +135,7 @@ def test_what_decides_answers_or_latency_makes_other_trials(changes: Json) -> No
     [
         {"name": "other"},
         {"storage": "elsewhere"},
-        {"ranking": {"threshold": 0.5}},
+        {"ranking": {"margin": 0.5}},
         {"judge": None},
         {"candidates": [{"model": "org/small", "price_per_hour": 1.0}]},
         {"candidates": [{"model": "org/small", "cpus": 1}]},

@@ -232,7 +232,7 @@ def test_the_stored_experiment_is_complete_and_loads_again(finished: Finished) -
 
     stored = Path(finished.bench.run.url) / "experiment.yaml"
     assert config.load(stored) == config.load(finished.bench.file)
-    assert yaml.safe_load(stored.read_text())["ranking"]["threshold"] == 0.9
+    assert yaml.safe_load(stored.read_text())["ranking"]["margin"] == 0.1
 
 
 def test_what_is_printed_is_the_leaderboard(finished: Finished) -> None:

@@ -1,0 +1,23 @@
+"""Trial results of one dataset, ranked: pair by pair on the same records, ties called ties.
+
+`ranking` puts trials in order and says which may replace production, `board` holds what it found,
+and `wording` says it alike on the terminal, in the README and in the report.
+"""
+
+from flywheel.leaderboard.board import Leaderboard, Row, Verdict
+from flywheel.leaderboard.ranking import choose_metric, rank
+from flywheel.leaderboard.wording import decimal, interval, money, table, to_markdown, verdict
+
+__all__ = [
+    "Leaderboard",
+    "Row",
+    "Verdict",
+    "choose_metric",
+    "decimal",
+    "interval",
+    "money",
+    "rank",
+    "table",
+    "to_markdown",
+    "verdict",
+]

@@ -1,0 +1,222 @@
+"""Which trials may replace production, and in what order a human should look at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from flywheel.config import RankingConfig
+from flywheel.leaderboard.board import Leaderboard, Row, Verdict
+from flywheel.statistics import Comparison, Difference, Groups, compare_all
+from flywheel.types import Cost, Estimate, Json, Score, TrialResult
+
+TOOL_METRIC = "function_name_and_args_accuracy"
+JUDGED_METRIC = "similarity"
+TEXT_METRIC = "exact_match"
+SIGNIFICANCE = 0.05
+
+
+def rank(
+    results: Sequence[TrialResult],
+    scores: Mapping[str, Sequence[Score]],
+    ranking: RankingConfig,
+    *,
+    groups: Groups | None = None,
+    calibration: Json | None = None,
+    production: Cost | None = None,
+    power: Json | None = None,
+    provenance: Json | None = None,
+) -> Leaderboard:
+    """Compare every trial with every other and with production, and put them in order.
+
+    First what may replace production (not inferior within the margin, fast enough, scored on enough
+    records), by cost; then the others by quality, cost, label.
+
+    Args:
+        results: Trials of one dataset.
+        scores: Every metric's scores by trial key.
+        ranking: Metric, margin, limits, and which candidate is production asked again.
+        groups: Records that belong together, as in the results' intervals.
+        calibration: The judge's, if there is a judge.
+        production: What production costs today.
+        power: What the records could show.
+        provenance: Where the figures come from.
+    """
+    metric, note = choose_metric(results, ranking, calibration)
+    scored = [r for r in results if _figure(r, metric) is not None]
+    again, worry = _asked_again(scored, ranking)
+    pairs = compare_all(
+        {r.key: [s for s in scores.get(r.key, ()) if s.metric == metric] for r in scored}, groups
+    )
+    rows = _rows([r for r in scored if r is not again], pairs, metric, ranking, again)
+    others = sorted((r for r in results if r not in scored), key=_unranked_order)
+    rows += [Row(None, result) for result in [*([again] if again else []), *others]]
+    return Leaderboard(
+        metric=metric,
+        margin=ranking.margin,
+        rows=rows,
+        pairs=pairs,
+        asked_again=again.key if again else "",
+        note=" ".join(filter(None, (note, worry))),
+        production=production,
+        calibration=calibration,
+        power=power,
+        provenance=provenance or {},
+    )
+
+
+def choose_metric(
+    results: Sequence[TrialResult], ranking: RankingConfig, calibration: Json | None
+) -> tuple[str, str]:
+    """What to rank by, and a note where that needs saying.
+
+    A workload counts as one of tools when more records offer tools than are answered in text.
+    """
+    counts = _records_by_metric(results)
+    judged = bool(counts.get(JUDGED_METRIC) and calibration and calibration["trusted"])
+    default = _default_metric(counts, judged)
+    asked = ranking.metric or default
+    distrust = "the judge is not trusted" if calibration else "there is no judge"
+    if asked == JUDGED_METRIC and not judged:
+        return default, f"Ranked by {default} instead of {asked}: {distrust}."
+    if counts and asked not in counts:
+        return default, f"Ranked by {default} instead of {asked}: no trial was scored by it."
+    if asked == TEXT_METRIC and not ranking.metric and calibration:
+        return asked, f"Ranked by {asked}: {distrust}."
+    return asked, ""
+
+
+def _asked_again(
+    scored: Sequence[TrialResult], ranking: RankingConfig
+) -> tuple[TrialResult | None, str]:
+    """The trial that is production asked again, and a note where it is missing."""
+    if ranking.baseline is None:
+        return None, ""
+    for result in scored:
+        if (result.trial.candidate, result.trial.method) == (ranking.baseline, "base"):
+            return result, ""
+    return None, (
+        f"Compared with production's logged answers: {ranking.baseline}, production asked again, "
+        "has no scores."
+    )
+
+
+def _rows(
+    ranked: Sequence[TrialResult],
+    pairs: Sequence[Comparison],
+    metric: str,
+    ranking: RankingConfig,
+    again: TrialResult | None,
+) -> list[Row]:
+    """The ranked rows, in order."""
+    if not ranked:
+        return []
+    best = min(ranked, key=lambda r: _by_quality(r, metric))
+    between = {(p.first, p.second): p.difference for p in pairs}
+    rows = []
+    for result in ranked:
+        difference = _less(result, best, between) if result is not best else None
+        gap = _less(result, again, between) if again else _to_logged(result.metrics[metric])
+        rows.append(
+            Row(
+                rank=0,
+                result=result,
+                difference=difference,
+                tie_with_best=difference is not None and (difference.p_value or 0) >= SIGNIFICANCE,
+                to_production=gap,
+                verdict=_verdict(gap, ranking.margin),
+                blocked=_blocked(result, metric, ranking),
+                pareto=not any(_dominates(other, result, metric) for other in ranked),
+            )
+        )
+    rows.sort(key=lambda row: _order(row, metric))
+    return [replace(row, rank=place) for place, row in enumerate(rows, start=1)]
+
+
+def _less(
+    result: TrialResult, other: TrialResult, between: Mapping[tuple[str, str], Difference]
+) -> Difference:
+    """One trial less another, whichever way the pair was computed."""
+    if (result.key, other.key) in between:
+        return between[result.key, other.key]
+    d = between[other.key, result.key]
+    if d.value is None or d.low is None or d.high is None:
+        return d
+    return Difference(-d.value, -d.high, -d.low, d.p_value, d.n)
+
+
+def _to_logged(figure: Estimate) -> Difference:
+    """A trial less production's logged answers, which score 1 by definition."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return Difference(None, None, None, None, 0)
+    return Difference(figure.value - 1, figure.low - 1, figure.high - 1, None, figure.scored)
+
+
+def _verdict(gap: Difference, margin: float) -> Verdict:
+    if gap.low is None or gap.high is None:
+        return Verdict.UNDECIDED
+    if gap.low > -margin:
+        return Verdict.NOT_INFERIOR
+    return Verdict.INFERIOR if gap.high < -margin else Verdict.UNDECIDED
+
+
+def _blocked(result: TrialResult, metric: str, ranking: RankingConfig) -> str:
+    figure = result.metrics[metric]
+    missing = figure.n - figure.scored
+    reasons = []
+    if missing > ranking.max_missing * figure.n:
+        reasons.append(f"{missing} of {figure.n} records without a score")
+    limit = ranking.max_p95_s
+    if limit is not None and (result.latency is None or result.latency.p95_s > limit):
+        p95 = f"{result.latency.p95_s:.2f} s" if result.latency else "unknown"
+        reasons.append(f"p95 {p95}, over {limit:g} s")
+    return "; ".join(reasons)
+
+
+def _dominates(one: TrialResult, other: TrialResult, metric: str) -> bool:
+    pairs = list(zip(_merits(one, metric), _merits(other, metric), strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _merits(result: TrialResult, metric: str) -> tuple[float, float, float]:
+    """Shortfall, dollars, seconds: less is better, and what is not known is worst."""
+    seconds = result.latency.p95_s if result.latency else math.inf
+    return -(_figure(result, metric) or 0.0), _dollars(result), seconds
+
+
+def _order(row: Row, metric: str) -> tuple[bool, float, tuple[float, float, str]]:
+    dollars = _dollars(row.result) if row.eligible else 0.0
+    return not row.eligible, dollars, _by_quality(row.result, metric)
+
+
+def _by_quality(result: TrialResult, metric: str) -> tuple[float, float, str]:
+    return -(_figure(result, metric) or 0.0), _dollars(result), result.trial.label
+
+
+def _dollars(result: TrialResult) -> float:
+    cost = result.cost.per_1k_requests if result.cost else None
+    return math.inf if cost is None else cost
+
+
+def _figure(result: TrialResult, metric: str) -> float | None:
+    figure = result.metrics.get(metric)
+    return figure.value if figure and result.status == "succeeded" else None
+
+
+def _unranked_order(result: TrialResult) -> tuple[bool, str]:
+    return result.status != "succeeded", result.trial.label
+
+
+def _default_metric(counts: Mapping[str, int], judged: bool) -> str:
+    if counts.get(TOOL_METRIC, 0) > counts.get(TEXT_METRIC, 0):
+        return TOOL_METRIC
+    return JUDGED_METRIC if judged else TEXT_METRIC
+
+
+def _records_by_metric(results: Sequence[TrialResult]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for result in results:
+        for name, figure in result.metrics.items():
+            counts[name] = max(counts.get(name, 0), figure.n)
+    return counts

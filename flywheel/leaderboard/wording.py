@@ -1,0 +1,207 @@
+"""What a leaderboard says, in one wording for every medium."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from flywheel.leaderboard.board import Leaderboard, Row, Verdict
+from flywheel.leaderboard.ranking import JUDGED_METRIC
+from flywheel.statistics import Difference, plan
+from flywheel.types import Cost, Estimate
+
+NONE = "–"
+
+
+def table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of text, production's last; the same in every medium."""
+    metrics = _metrics(board)
+    main, *others = [_title(board, name) for name in metrics]
+    columns = ["#", "trial", main, "n", "$ per 1k", "verdict", "difference to best"]
+    if board.asked_again:
+        columns.append("to production asked again")
+    columns += [*others, "p50 / p95 s", "tokens/s"]
+    rows = [_cells(board, row, metrics) for row in board.rows]
+    if board.production is not None:
+        blanks = [NONE] * (len(columns) - 6)
+        cells = ["", "production", NONE, NONE, _dollars(board.production), "as logged", *blanks]
+        rows.append(cells)
+    return columns, rows
+
+
+def to_markdown(board: Leaderboard) -> str:
+    """The table for a README, with where its figures come from."""
+    columns, rows = table(board)
+    lines = [columns, ["---"] * len(columns), *rows]
+    text = "\n".join("| " + " | ".join(map(_escape_cell, line)) + " |" for line in lines)
+    known = [key for key in ("date", "commit") if board.provenance.get(key)]
+    source = [f"{key} {board.provenance[key]}" for key in known]
+    source += [f"dataset {board.dataset}", f"ranked by {board.metric}"]
+    source += [f"margin {board.margin:g}", "95 % intervals in brackets"]
+    return "\n\n".join(part for part in (text, board.note, " · ".join(source)) if part) + "\n"
+
+
+def verdict(board: Leaderboard) -> str:
+    """What the board comes to, in a few sentences."""
+    best, choice = board.best, board.recommended
+    if best is None or choice is None:
+        return "No trial could be ranked."
+    if choice.eligible:
+        others = sum(row.eligible for row in board.rows) - 1
+        more = f" {others} more may; this is the cheapest." if others else ""
+        return (
+            f"{choice.result.trial.label} may replace production: {_quality(board, choice)}, "
+            f"within {board.margin:g} of {_baseline(board)}"
+            f"{_cost_sentence(choice.result.cost, board.production)}.{more} People decide."
+        )
+    head = (
+        f"No trial is shown to be within {board.margin:g} of {_baseline(board)}."
+        if not board.promising
+        else f"No trial may replace production: {board.promising[0].blocked}."
+    )
+    own = _cost_sentence(best.result.cost, board.production)
+    told = f"{head} {best.result.trial.label} answers best: {_quality(board, best)}{own}."
+    told += _more_records(board, best)
+    ties = len(board.ties) - 1
+    if not ties:
+        return told
+    cheapest = "" if choice is best else f"; the cheapest of these is {choice.result.trial.label}"
+    return f"{told} {ties} more cannot be told from it at 5 %{cheapest}."
+
+
+def decimal(value: float | None) -> str:
+    """Two decimals, or a dash for what is not known."""
+    return NONE if value is None else f"{value:.2f}"
+
+
+def interval(figure: Estimate) -> str:
+    """An estimate as ``0.71 [0.62, 0.79]``."""
+    if figure.value is None:
+        return NONE
+    return f"{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]"
+
+
+def money(dollars: float) -> str:
+    """Dollars with at least two significant digits: ``1.10``, ``0.0042``."""
+    digits = 2 if dollars >= 0.1 or dollars == 0 else 1 - math.floor(math.log10(dollars))
+    return f"{dollars:,.{digits}f}"
+
+
+def _quality(board: Leaderboard, row: Row) -> str:
+    figure = row.result.metrics[board.metric]
+    return f"{board.metric} {interval(figure)} on {figure.scored} records"
+
+
+def _baseline(board: Leaderboard) -> str:
+    ceiling = board.ceiling
+    if ceiling is None:
+        return "production"
+    return f"production asked again ({decimal(ceiling.result.metrics[board.metric].value)})"
+
+
+def _more_records(board: Leaderboard, best: Row) -> str:
+    """How many would settle it, if the best goes on as it did; only against logged answers."""
+    figure = best.result.metrics[board.metric]
+    if best.verdict is not Verdict.UNDECIDED or board.asked_again or not figure.value:
+        return ""
+    needed = plan(figure.scored, board.margin, 1 - figure.value, asked_again=False).records_needed
+    if needed is None or needed <= figure.scored:
+        return ""
+    return f" About {needed:,} records would show it, if it goes on like this."
+
+
+def _metrics(board: Leaderboard) -> list[str]:
+    names = dict.fromkeys(name for row in board.rows for name in row.result.metrics)
+    return [board.metric, *(name for name in names if name != board.metric)]
+
+
+def _title(board: Leaderboard, metric: str) -> str:
+    if metric != JUDGED_METRIC or board.calibration is None:
+        return metric
+    trust = "" if board.calibration["trusted"] else ", not trusted"
+    return f"{metric} (judge AUC {decimal(board.calibration['auc'])}{trust})"
+
+
+def _cells(board: Leaderboard, row: Row, metrics: Sequence[str]) -> list[str]:
+    result = row.result
+    main = result.metrics.get(board.metric)
+    figure, *others = [_figure(result.metrics.get(name), main) for name in metrics]
+    latency = result.latency
+    return [
+        str(row.rank or NONE),
+        result.trial.label,
+        figure,
+        _count(main),
+        _dollars(result.cost),
+        _place(board, row),
+        _difference(row.difference),
+        *([_difference(row.to_production)] if board.asked_again else []),
+        *others,
+        f"{latency.p50_s:.2f} / {latency.p95_s:.2f}" if latency else NONE,
+        f"{latency.output_tokens_per_second:.0f}" if latency else NONE,
+    ]
+
+
+def _figure(figure: Estimate | None, main: Estimate | None) -> str:
+    if figure is None:
+        return NONE
+    own = main is None or figure.scored != main.scored
+    return interval(figure) + (f" (n {_count(figure)})" if own else "")
+
+
+def _count(figure: Estimate | None) -> str:
+    """``100``, or ``95 of 100, 2 unscored, 3 failed``."""
+    if figure is None:
+        return NONE
+    lost = {"unscored": figure.unscored, "failed": figure.failed}
+    parts = [f"{count} {name}" for name, count in lost.items() if count]
+    return ", ".join([f"{figure.scored} of {figure.n}", *parts]) if parts else str(figure.n)
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None or difference.value is None:
+        return NONE
+    d = difference
+    tested = "" if d.p_value is None else f", p {_p(d.p_value)}"
+    return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]{tested}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _dollars(cost: Cost | None) -> str:
+    return NONE if cost is None or cost.per_1k_requests is None else money(cost.per_1k_requests)
+
+
+def _place(board: Leaderboard, row: Row) -> str:
+    if row.rank is None:
+        if row.result.key == board.asked_again:
+            return "production asked again: the ceiling"
+        return f"failed: {row.result.error}"[:120] if row.result.error else "not scored"
+    place = "best" if row.difference is None else "tie with best" if row.tie_with_best else "worse"
+    standing = "promising" if row.promising else row.verdict.value
+    chosen = _chosen(board, row)
+    front = "Pareto front" if row.pareto else ""
+    return ", ".join(filter(None, (place, standing, row.blocked, chosen, front)))
+
+
+def _chosen(board: Leaderboard, row: Row) -> str:
+    if row is not board.recommended:
+        return ""
+    if row.eligible:
+        return "recommended"
+    return "cheapest of the ties" if len(board.ties) > 1 else ""
+
+
+def _cost_sentence(cost: Cost | None, production: Cost | None) -> str:
+    if cost is None or cost.per_1k_requests is None:
+        return ""
+    own = f", at ${money(cost.per_1k_requests)} per 1,000 requests"
+    if production is None or production.per_1k_requests is None:
+        return own
+    return f"{own} against production's ${money(production.per_1k_requests)}"
+
+
+def _escape_cell(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
