@@ -88,13 +88,14 @@ def run(
         _hush()
     where = f"run [bold]{run_id}[/] in {Storage(loaded.storage).url}"
     err.print(where, highlight=False, soft_wrap=True)
+    planned = pipeline.power(loaded, loaded.dataset.eval_size)
+    _print_warnings(pipeline.power_warning(loaded, planned))
     shown = display(err)
     try:
         outcome = pipeline.run(loaded, run_id, address, shown)
     finally:
         shown.close()
-    for warning in outcome.warnings:
-        err.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False)
+    _print_warnings(outcome.warnings)
     _print_board(outcome.folder, as_json=as_json)
     if not as_json:
         out.print(f"report  {outcome.folder.url}/report.html", soft_wrap=True, highlight=False)
@@ -321,6 +322,11 @@ def _print_board(folder: Storage, *, as_json: bool) -> None:
     for sentence in (_judge_sentence(board.calibration), board.note, leaderboard.verdict(board)):
         if sentence:
             out.print(_escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _print_warnings(warnings: list[str]) -> None:
+    for warning in warnings:
+        err.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False)
 
 
 def _hush() -> None:

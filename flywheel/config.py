@@ -309,8 +309,8 @@ class RankingConfig(_Model):
     underpowered: Literal["warn", "refuse", "ignore"] = "warn"
     """What to do where there are fewer."""
     adaptive: bool = False
-    """Stop asking a candidate that is surely worse than the margin allows, whenever that shows
-    (by metrics that need no judge)."""
+    """Stop asking a candidate that is surely worse than the margin allows, as soon as that shows;
+    by ``metric``, or that of tool workloads. A judge's metric stops nobody."""
 
 
 class ProductionConfig(_Model):
@@ -370,6 +370,8 @@ class Experiment(_Model):
         name = self.ranking.baseline
         if name is None:
             return
+        if self.ranking.adaptive:
+            raise ValueError("ranking.adaptive compares with logged answers; leave baseline out")
         named = [candidate for candidate in self.candidates if candidate.title == name]
         if not named or "base" not in self.methods.chosen or not named[0].can_try("base"):
             titles = ", ".join(candidate.title for candidate in self.candidates)

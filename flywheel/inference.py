@@ -42,6 +42,10 @@ class Answers:
     asked: int
     """How many this session asked for; the others were on disk."""
 
+    def then(self, more: Answers) -> Answers:
+        """The answers to a longer list of asks, and what both took together."""
+        return Answers(more.completions, self.wall_s + more.wall_s, self.asked + more.asked)
+
 
 def answer_all(
     endpoint: Endpoint,

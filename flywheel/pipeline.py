@@ -106,6 +106,19 @@ def run(
     return _Run(experiment, run_id, display or Silent()).go(address)
 
 
+def power(experiment: Experiment, records: int) -> Power:
+    """What a run of so many eval records can show."""
+    ranking = experiment.ranking
+    again = ranking.baseline is not None
+    return plan(records, ranking.margin, ranking.expected_disagreement, asked_again=again)
+
+
+def power_warning(experiment: Experiment, power: Power) -> list[str]:
+    """What the experiment wants to be told of its power: a sentence, or nothing."""
+    wanted = experiment.ranking.underpowered == "warn" and not power.enough
+    return [power.sentence] if wanted else []
+
+
 class _Run:
     """The state of one run: where it works and what it has learned so far."""
 
@@ -144,6 +157,8 @@ class _Run:
         experiment, desk = self.experiment, self.desk
         manifest = curation.curate(experiment, desk.storage, self.show)
         self.power = self._power(manifest.splits["eval"])
+        if manifest.splits["eval"] < experiment.dataset.eval_size:
+            self.warnings += power_warning(experiment, self.power)
         planned = trials.plan(experiment, manifest.fingerprint)
         self._note("running", dataset=manifest.fingerprint, trials=len(planned))
         self.tracker.start(manifest.to_json())
@@ -197,19 +212,11 @@ class _Run:
             self.cluster.require(needs, "a LoRA trainer")
 
     def _power(self, records: int) -> Power:
-        """What so many eval records can show; warns or refuses where that is too little."""
-        ranking = self.experiment.ranking
-        power = plan(
-            records,
-            ranking.margin,
-            ranking.expected_disagreement,
-            asked_again=ranking.baseline is not None,
-        )
-        if not power.enough and ranking.underpowered == "refuse":
-            raise RequestError(f"ranking.underpowered is refuse, and {power.sentence}")
-        if not power.enough and ranking.underpowered == "warn":
-            self.warnings = [power.sentence]
-        return power
+        """What so many eval records can show; refuses where that is too little, if so wished."""
+        found = power(self.experiment, records)
+        if not found.enough and self.experiment.ranking.underpowered == "refuse":
+            raise RequestError(f"ranking.underpowered is refuse, and {found.sentence}")
+        return found
 
     # -- trials ------------------------------------------------------------------------------
 
@@ -335,6 +342,8 @@ class _Run:
         completions = read_completions(folder.at("completions"))
         latency, wall_s = trials.read_latency(folder)
         judge = {"judge": calibration["identity"]} if calibration else {}
+        stop = trials.read_stop(folder)
+        stopped = {"stopped": stop} if stop else {}
         trained = folder.exists("training.json")
         return TrialResult(
             trial,
@@ -343,7 +352,7 @@ class _Run:
             latency=latency,
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
-            provenance={**self._provenance(), **judge},
+            provenance={**self._provenance(), **judge, **stopped},
         )
 
     def _rank(

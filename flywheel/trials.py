@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from flywheel import costs, curation, inference, models, scoring
+from flywheel import adaptive, costs, curation, inference, models, scoring
 from flywheel.config import CandidateConfig, Experiment, IclConfig, LoraConfig, as_list
 from flywheel.errors import EngineError, FlywheelError
 from flywheel.inference import Ask
@@ -116,15 +116,26 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
         return
     records = desk.records(trial, "eval")
     settings = trial.settings
+    rule = settings.get("adaptive")
+    rounds = [len(records)]
+    if rule:
+        records, rounds = adaptive.order(records, rule, settings["concurrency"])
     asks, told = _asks(trial, desk, records)
-    answers = inference.answer_all(
-        endpoint,
-        asks,
-        folder.at("completions"),
-        settings["concurrency"],
-        settings["timeout_s"],
-        progress,
-    )
+    answers = inference.Answers([], 0.0, 0)
+    for upto in rounds:
+        more = inference.answer_all(
+            endpoint,
+            asks[:upto],
+            folder.at("completions"),
+            settings["concurrency"],
+            settings["timeout_s"],
+            lambda done, _: progress(done, len(asks)),
+        )
+        answers = answers.then(more)
+        if rule and upto < len(records) and adaptive.stops(rule, records, answers.completions):
+            told["stopped"] = {"asked": upto, "of": len(records)}
+            records = records[:upto]
+            break
     if all(completion.error for completion in answers.completions):
         first = answers.completions[0].error
         raise EngineError(f"none of {len(records)} requests was answered; the first: {first}")
@@ -148,6 +159,12 @@ def read_latency(folder: Storage) -> tuple[Latency | None, float]:
     """A trial's latency (none when no request was answered), and the seconds it asked for."""
     data = folder.read_json("answers.json")
     return Latency(**data["latency"]) if data["latency"] else None, data["wall_s"]
+
+
+def read_stop(folder: Storage) -> Json:
+    """How many records a trial stopped early was ``asked``, ``of`` how many; else nothing."""
+    stopped: Json = folder.read_json("answers.json").get("stopped", {})
+    return stopped
 
 
 def write_failure(folder: Storage, error: BaseException) -> None:
@@ -208,7 +225,9 @@ def _lora_variant(point: Json) -> tuple[Json, Json]:
 def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
     """What decides a candidate's answers besides method and data."""
     kept = {"endpoint", "engine", "tool_parser", "concurrency", "timeout_s"}
-    return {**candidate.model_dump(include=kept), "sampling": experiment.sampling.model_dump()}
+    stopping = adaptive.rule(experiment)  # nothing where it is off: keys stay what they were
+    sampling = experiment.sampling.model_dump()
+    return {**candidate.model_dump(include=kept), "sampling": sampling, **stopping}
 
 
 def _asks(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Ask], Json]:

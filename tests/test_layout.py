@@ -28,7 +28,7 @@ LAYERS = {
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
-    "trials": {"trials", "fanout"},
+    "trials": {"trials", "adaptive", "fanout"},
     "runs": {"pipeline", "service", "doctor"},
     "front": {"cli"},
 }  # fmt: skip

@@ -135,7 +135,7 @@ def test_of_ties_the_cheapest_is_recommended_where_none_is_promising():
 def test_an_undecided_board_says_how_many_records_would_settle_it():
     board = board_of(trial_with("a", right(0.93, 100)), trial_with("b", right(0.5, 100)))
     assert board.best.verdict == "undecided"
-    assert "About 568 records would show it" in verdict(board)
+    assert "About 716 records would show it" in verdict(board)
     assert "About" not in verdict(board_of(trial_with("b", right(0.5, 100))))
 
 

@@ -5,13 +5,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flywheel.statistics import (
+    compare_all,
+    conversations,
     estimate,
     holm,
     paired_difference,
     percentile,
+    plan,
     roc_auc,
+    surely_below,
     wilson,
 )
+from flywheel.statistics.stopping import ALPHA
+from flywheel.testing import sample_record
 from flywheel.types import Score, ScoreStatus
 
 unit = st.floats(0, 1)
@@ -155,3 +161,154 @@ def test_roc_auc_is_the_share_of_ordered_pairs(positives, negatives):
 def test_percentile():
     assert percentile([1, 2, 3, 4], 50) == 2.5
     assert percentile([7], 95) == 7
+
+
+def by(size, n):
+    """So many records in conversations of this size."""
+    return {f"r{i}": i // size for i in range(n)}
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0] * 60, list(np.linspace(0, 1, 120))])
+def test_groups_of_one_are_no_groups(values):
+    alone = by(1, 120)
+    other = [*values[60:], *values[:60]]
+    assert estimate(scored(values), alone) == estimate(scored(values))
+    pair = scored(values), scored(other)
+    assert paired_difference(*pair, alone) == paired_difference(*pair)
+
+
+@pytest.mark.parametrize("high", [1.0, 0.9])
+def test_conversations_that_go_one_way_count_once_each(high):
+    values = np.repeat([high, 0.1 * (high < 1)], 60)
+    whole = [values[0], values[-1]] * 60
+    once = estimate(scored(np.repeat([high, values[-1]], 6)))
+    together = estimate(scored(values), by(10, 120))
+    assert together.value == pytest.approx(once.value)
+    assert together.high - together.low == pytest.approx(once.high - once.low, rel=0.15)
+    mixed = estimate(scored(whole), by(10, 120))
+    assert mixed.high - mixed.low < together.high - together.low
+
+
+@pytest.mark.parametrize("values", [[1.0] * 40, [0.5] * 40, [1.0, 0.0] * 20, [0.3, 0.7] * 20])
+def test_one_conversation_shows_almost_nothing(values):
+    result = estimate(scored(values), by(40, 40))
+    assert result.high - result.low > 0.7
+    pair = paired_difference(scored(values), scored([0.0] * 40), by(40, 40))
+    assert (pair.low, pair.high) == (-1.0, 1.0)
+    assert pair.p_value == pytest.approx(1.0)
+
+
+def test_a_pair_in_conversations_is_tested_by_conversation():
+    a, b = scored([1] * 40), scored([0] * 10 + [1] * 30)
+    assert paired_difference(a, b).p_value == pytest.approx(2 / 2**10)
+    assert paired_difference(a, b, by(10, 40)).p_value == pytest.approx(1.0)
+
+
+def test_many_alike_differences_are_surer_than_resampling_can_show():
+    rng = np.random.default_rng(2)
+    base = rng.uniform(0.2, 0.7, 400)
+    result = paired_difference(scored(base + 0.1), scored(base + rng.normal(0, 0.05, 400)))
+    assert 0 < result.p_value < 1e-6
+
+
+def test_a_board_is_its_pairs_with_holm_over_all():
+    rng = np.random.default_rng(4)
+    board = {f"t{k}": scored((rng.uniform(size=80) < 0.5 + k / 10).astype(float)) for k in range(5)}
+    board["t0"][3] = Score("r3", "m", None, ScoreStatus.FAILED, "timeout")
+    found = compare_all(board, by(2, 80))
+    alone = [paired_difference(board[p.first], board[p.second], by(2, 80)) for p in found]
+    assert len(found) == 10
+    expected = holm([d.p_value for d in alone])
+    assert [p.difference.p_value for p in found] == pytest.approx(expected)
+    for pair, one in zip(found, alone, strict=True):
+        kept = pair.difference
+        assert (kept.value, kept.low, kept.high, kept.n) == (one.value, one.low, one.high, one.n)
+    assert {p.difference.n for p in found if "t0" in (p.first, p.second)} == {79}
+    assert compare_all({}) == compare_all({"t": []}) == []
+
+
+def test_nothing_in_common_is_no_difference():
+    (pair,) = compare_all({"a": [], "b": scored([1.0])})
+    assert (pair.difference.value, pair.difference.p_value) == (None, 1.0)
+    (pair,) = compare_all({"a": [], "b": []})
+    assert pair.difference.n == 0
+
+
+def record_of(name, **request):
+    record = sample_record(f"Where is {name}?")
+    return type(record)(
+        record.timestamp, "w", "c", {**record.request, **request}, record.response, id=name
+    )
+
+
+def test_conversations_join_what_shares_any_link():
+    records = [
+        record_of("a", metadata={"conversation_id": "1"}),
+        record_of("b", metadata={"conversation_id": "1", "session_id": 7}),
+        record_of("c", metadata={"session_id": 7}),
+        record_of("d", user="eve"),
+        record_of("e", metadata={"user": "eve"}),
+        record_of("f", metadata={"conversation_id": ""}),
+        record_of("g", metadata=["not an object"]),
+        record_of("h", metadata={"session_id": "1"}),
+    ]
+    found = conversations(records)
+    groups = [{name for name in found if found[name] == number} for number in set(found.values())]
+    assert sorted(map(sorted, groups)) == [["a", "b", "c"], ["d", "e"], ["f"], ["g"], ["h"]]
+    fewer = conversations(records, ["conversation_id"])
+    assert fewer["a"] == fewer["b"] != fewer["c"]
+    assert conversations([]) == {}
+
+
+def test_a_masked_name_ties_nobody_together():
+    records = [record_of(name, user="<EMAIL_1>") for name in "ab"]
+    found = conversations(records)
+    assert found["a"] != found["b"]
+
+
+def test_the_power_plan_is_what_simulation_shows():
+    planned = plan(100, margin=0.1, disagreement=0.05, asked_again=False)
+    assert not planned.enough
+    n = planned.records_needed
+    assert n == 239
+    rng = np.random.default_rng(0)
+    shown = np.mean([wilson(k / n, n)[0] > 0.9 for k in rng.binomial(n, 0.95, 4_000)])
+    assert shown == pytest.approx(0.8, abs=0.05)
+    assert plan(n, 0.1, 0.05, asked_again=False).enough
+    assert plan(n, 0.1, 0.05, asked_again=False).smallest_margin == pytest.approx(0.1, abs=1e-3)
+    assert plan(3, 0.1, 0.3, asked_again=False).smallest_margin == 1.0
+
+
+def test_against_production_asked_again_only_disagreement_costs():
+    planned = plan(100, margin=0.05, disagreement=0.1, asked_again=True)
+    assert planned.records_needed == 314
+    assert "takes 314" in planned.sentence
+
+
+def test_a_margin_below_the_expected_difference_takes_no_number_of_records():
+    planned = plan(10_000, margin=0.05, disagreement=0.1, asked_again=False)
+    assert planned.records_needed is None
+    assert not planned.enough
+    assert "however many" in planned.sentence
+
+
+def ever(rng, mean, size=1):
+    """Whether a trial of true mean ``mean`` is ever stopped in 200 records, looking each time."""
+    quality = rng.beta(8 * mean, 8 * (1 - mean), 200 // size)
+    values = rng.binomial(1, np.repeat(quality[:, None], size, axis=1)).astype(float)
+    return surely_below(values.tolist(), 0.9, size)
+
+
+def test_a_trial_at_the_margin_is_seldom_stopped_however_often_one_looks():
+    rng = np.random.default_rng(6)
+    for size in (1, 4):
+        assert np.mean([ever(rng, 0.9, size) for _ in range(1_500)]) <= ALPHA + 0.01
+
+
+def test_a_trial_that_is_far_worse_is_stopped_soon():
+    assert surely_below([[0.0]] * 8, 0.9, 1)
+    assert not surely_below([[1.0]] * 500, 0.9, 1)
+    assert not surely_below([], 0.9, 1)
+    rng = np.random.default_rng(7)
+    stopped = [surely_below(rng.binomial(1, 0.6, (64, 1)).tolist(), 0.9, 1) for _ in range(200)]
+    assert np.mean(stopped) > 0.95

@@ -5,10 +5,11 @@ and `wording` says it alike on the terminal, in the README and in the report.
 """
 
 from flywheel.leaderboard.board import Leaderboard, Row, Verdict
-from flywheel.leaderboard.ranking import choose_metric, rank
+from flywheel.leaderboard.ranking import TOOL_METRIC, choose_metric, rank
 from flywheel.leaderboard.wording import decimal, interval, money, table, to_markdown, verdict
 
 __all__ = [
+    "TOOL_METRIC",
     "Leaderboard",
     "Row",
     "Verdict",

@@ -139,6 +139,14 @@ class Leaderboard:
         return next((row for row in self.rows if row.result.key == self.asked_again), None)
 
     @property
+    def saved(self) -> tuple[int, int]:
+        """Requests that stopping early spared, and those that a full run takes."""
+        stops = [row.result.provenance.get("stopped") for row in self.rows]
+        spared = sum(stop["of"] - stop["asked"] for stop in stops if stop)
+        asked = [row.result.metrics.get(self.metric) for row in self.rows]
+        return spared, spared + sum(figure.n for figure in asked if figure)
+
+    @property
     def dataset(self) -> str:
         """Fingerprint of the dataset that all trials answered."""
         return self.rows[0].result.trial.dataset if self.rows else ""
@@ -147,12 +155,13 @@ class Leaderboard:
         """The content of ``leaderboard.json``."""
         recommended = self.recommended.result.key if self.recommended else None
         rows = [row.to_json() for row in self.rows]
-        return {**asdict(self), "rows": rows, "recommended": recommended}
+        found = {"recommended": recommended, "saved": list(self.saved)}
+        return {**asdict(self), "rows": rows, **found}
 
     @classmethod
     def from_json(cls, data: Json) -> Leaderboard:
         """Inverse of `to_json`."""
-        kept = {name: value for name, value in data.items() if name != "recommended"}
+        kept = {name: value for name, value in data.items() if name not in ("recommended", "saved")}
         kept["production"] = Cost(**data["production"]) if data["production"] else None
         kept["rows"] = [Row.from_json(row) for row in data["rows"]]
         kept["pairs"] = [Comparison.from_json(pair) for pair in data["pairs"]]

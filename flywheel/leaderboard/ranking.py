@@ -125,7 +125,7 @@ def _rows(
                 difference=difference,
                 tie_with_best=difference is not None and (difference.p_value or 0) >= SIGNIFICANCE,
                 to_production=gap,
-                verdict=_verdict(gap, ranking.margin),
+                verdict=Verdict.INFERIOR if _stop(result) else _verdict(gap, ranking.margin),
                 blocked=_blocked(result, metric, ranking),
                 pareto=not any(_dominates(other, result, metric) for other in ranked),
             )
@@ -165,6 +165,8 @@ def _blocked(result: TrialResult, metric: str, ranking: RankingConfig) -> str:
     figure = result.metrics[metric]
     missing = figure.n - figure.scored
     reasons = []
+    if stop := _stop(result):
+        reasons.append("stopped after {asked} of {of} records".format(**stop))
     if missing > ranking.max_missing * figure.n:
         reasons.append(f"{missing} of {figure.n} records without a score")
     limit = ranking.max_p95_s
@@ -172,6 +174,12 @@ def _blocked(result: TrialResult, metric: str, ranking: RankingConfig) -> str:
         p95 = f"{result.latency.p95_s:.2f} s" if result.latency else "unknown"
         reasons.append(f"p95 {p95}, over {limit:g} s")
     return "; ".join(reasons)
+
+
+def _stop(result: TrialResult) -> Json:
+    """How far a trial came that was stopped early as surely worse than the margin allows."""
+    stopped: Json = result.provenance.get("stopped", {})
+    return stopped
 
 
 def _dominates(one: TrialResult, other: TrialResult, metric: str) -> bool:

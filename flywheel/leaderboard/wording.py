@@ -43,6 +43,12 @@ def to_markdown(board: Leaderboard) -> str:
 
 def verdict(board: Leaderboard) -> str:
     """What the board comes to, in a few sentences."""
+    spared, all_ = board.saved
+    saving = f" Stopping early spared {spared:,} of {all_:,} requests." if spared else ""
+    return _outcome(board) + saving
+
+
+def _outcome(board: Leaderboard) -> str:
     best, choice = board.best, board.recommended
     if best is None or choice is None:
         return "No trial could be ranked."

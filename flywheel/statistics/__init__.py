@@ -11,6 +11,7 @@ from flywheel.statistics.groups import Groups, conversations
 from flywheel.statistics.means import estimate, percentile, roc_auc, wilson
 from flywheel.statistics.pairs import Comparison, Difference, compare_all, holm, paired_difference
 from flywheel.statistics.power import Power, plan
+from flywheel.statistics.stopping import surely_below
 
 __all__ = [
     "Comparison",
@@ -25,5 +26,6 @@ __all__ = [
     "percentile",
     "plan",
     "roc_auc",
+    "surely_below",
     "wilson",
 ]

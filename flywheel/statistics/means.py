@@ -14,8 +14,8 @@ from flywheel.types import Estimate, Score, ScoreStatus
 Z = float(stats.norm.ppf(0.975))
 SEED = 0
 RESAMPLES = 9_999
-_DRAWS = 20_000_000
-"""Numbers drawn for one bootstrap: beyond 2,000 groups it takes fewer resamples."""
+_DRAWS = 8_000_000
+"""Numbers drawn for one bootstrap: beyond 800 groups it takes fewer resamples."""
 _ROWS = 200
 """Resamples held in memory at once."""
 
@@ -119,9 +119,9 @@ def _bootstrap(sums: Floats, sizes: Floats) -> tuple[float, float]:
 
 
 def _resampled(sums: Floats, sizes: Floats, rng: np.random.Generator, rows: int) -> Floats:
-    drawn = rng.integers(len(sums), size=(rows, len(sums)), dtype=np.int32)
-    means: Floats = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    return means
+    drawn = rng.integers(len(sums), size=(rows, len(sums)))
+    counts = sizes[drawn].sum(axis=1) if sizes.max() > 1 else len(sums)
+    return np.asarray(sums[drawn].sum(axis=1) / counts)
 
 
 def _t(degrees: int) -> float:

@@ -190,7 +190,8 @@ class _Pairs:
 
     def _spread_of_records(self) -> Floats:
         """The variance of the mean, were records drawn one by one."""
-        return np.maximum(self.squares / self.some - self.mean**2, 0) / self.some
+        spread = np.maximum(self.squares / self.some - self.mean**2, 0)
+        return np.asarray(spread / self.some)
 
     def _variance(self) -> Floats:
         """The same without bias."""
@@ -206,8 +207,7 @@ class _Pairs:
 def _mcnemar(better: Floats, worse: Floats) -> Floats:
     """Exact test of the records that only one of the two got right (McNemar 1947)."""
     fewer = np.minimum(better, worse)
-    chances: Floats = np.minimum(1.0, 2 * stats.binom.cdf(fewer, better + worse, 0.5))
-    return chances
+    return np.asarray(np.minimum(1.0, 2 * stats.binom.cdf(fewer, better + worse, 0.5)))
 
 
 def _sign_flip(sums: Floats) -> Floats:
@@ -233,4 +233,4 @@ def _sign_flip(sums: Floats) -> Floats:
         extreme[left] += (flipped >= seen[left] - 1e-9).sum(axis=0)
         chance[left] = np.minimum(bound[left], (extreme[left] + 1) / (done + 1))
         left = left[extreme[left] < _EXTREME]
-    return chance
+    return np.asarray(chance)

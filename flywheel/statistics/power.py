@@ -1,7 +1,7 @@
 """What a number of records can show, known before anything is spent.
 
-Normal approximations of paired comparisons (Connor 1987, Biometrics 43:1, for 0/1 scores): only the
-records on which two trials disagree tell them apart.
+Normal approximations for 0/1 scores. Of a pair, only the records on which the two disagree tell
+them apart (Connor 1987, Biometrics 43:1); against logged answers a trial has one share to show.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from scipy import stats
+from scipy import optimize, stats
 
 from flywheel.types import Json
 
 POWER = 0.8
 """The chance of showing what is there."""
-_REACH = float(stats.norm.ppf(0.975) + stats.norm.ppf(POWER))
-"""Standard errors between what is true and what must be excluded."""
+_SURE, _LIKELY = float(stats.norm.ppf(0.975)), float(stats.norm.ppf(POWER))
+"""Standard errors, at what must be excluded and at what is true, that must lie between the two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +70,25 @@ def plan(records: int, margin: float, disagreement: float, *, asked_again: bool)
             to as often as it wins. Logged answers are right by definition: every difference is a
             loss, so what is expected of it is taken off the margin.
     """
-    loss = 0.0 if asked_again else disagreement
-    deviation = math.sqrt(disagreement - loss**2)
-    room = margin - loss
-    needed = math.ceil((_REACH * deviation / room) ** 2) if room > 0 else None
+
+    def reach(within: float) -> float:
+        """What must lie between truth and margin, in scores, times the root of the records."""
+        true = disagreement if asked_again else disagreement * (1 - disagreement)
+        excluded = disagreement if asked_again else within * (1 - within)
+        return _SURE * math.sqrt(excluded) + _LIKELY * math.sqrt(true)
+
+    def room(within: float) -> float:
+        return within - (0.0 if asked_again else disagreement)
+
+    def shown(within: float) -> float:
+        return room(within) - reach(within) / math.sqrt(records)
+
+    needed = math.ceil((reach(margin) / room(margin)) ** 2) if room(margin) > 0 else None
     return Power(
         records=records,
         margin=margin,
         disagreement=disagreement,
-        smallest_margin=loss + _REACH * deviation / math.sqrt(records),
-        detectable_difference=_REACH * math.sqrt(disagreement / records),
-        records_needed=None if needed is None else max(needed, 1),
+        smallest_margin=float(optimize.brentq(shown, 0, 1)) if shown(1) > 0 else 1.0,
+        detectable_difference=(_SURE + _LIKELY) * math.sqrt(disagreement / records),
+        records_needed=needed,
     )

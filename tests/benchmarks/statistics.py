@@ -49,6 +49,8 @@ class Design:
     """Share of the latent's variance that a record has in all candidates."""
     within: float = 0.3
     """Share of the latent's variance that a conversation has in all its records."""
+    known: bool = True
+    """Whether the statistics are told of the conversations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,11 @@ def board(design: Design, rng: np.random.Generator) -> Board:
         f"c{k}": [Score(name, METRIC, float(v)) for name, v in zip(names, row, strict=True)]
         for k, row in enumerate(values)
     }
-    groups = dict(zip(names, group.tolist(), strict=True)) if design.largest > 1 else None
+    groups = (
+        dict(zip(names, group.tolist(), strict=True))
+        if design.largest > 1 and design.known
+        else None
+    )
     return Board(scores, groups)
 
 
