@@ -124,6 +124,7 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
         settings["concurrency"],
         settings["timeout_s"],
         progress,
+        cache=desk.storage.at("responses"),
     )
     if all(completion.error for completion in answers.completions):
         first = answers.completions[0].error
