@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation check format install lock clean
+.PHONY: demo test test-fast bench-curation bench-serving check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -17,6 +17,9 @@ test-fast: install  ## The pure tests: seconds.
 
 bench-curation: install  ## Curation's speed and memory, 100,000 to 2,000,000 records (a quarter of an hour).
 	$(BIN)/python -m tests.benchmarks.curation
+
+bench-serving: install  ## The whole path against vLLM's own benchmark client (6 minutes).
+	$(BIN)/python -m tests.benchmarks.serving
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .
