@@ -93,7 +93,7 @@ async def _content(response: aiohttp.ClientResponse, first: asyncio.Timeout) -> 
         parts.append(chunk)
         size += len(chunk)
         if size > MOST_BYTES:
-            raise Failure(f"the endpoint sent more than {MOST_BYTES} bytes", response.status)
+            raise Failure(f"the endpoint sent more than {MOST_BYTES} bytes", 200, final=True)
     return b"".join(parts)
 
 
