@@ -217,10 +217,10 @@ def test_nothing_is_judged_twice_not_even_after_a_restart(tmp_path: Path) -> Non
 def test_another_run_pays_for_no_verdict_again(tmp_path: Path) -> None:
     kept = Storage(str(tmp_path / "responses"))
     with FakeEndpoint(good) as fake:
-        config = JudgeConfig(model="judge", endpoint=fake.url)
+        config = JudgeConfig(model="judge", endpoint=fake.url, show_question=True)
         runs = [Storage(str(tmp_path / name)) for name in ("one", "two")]
         rated = [Judge(config, remote(config), run, kept).rate([PAIR]) for run in runs]
-    assert rated[0] == rated[1]
+    assert [value for ((value, _),) in rated] == [1 / 9] * 2
     assert len(fake.requests) == 1
 
 
