@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation bench-statistics check format install lock clean
+.PHONY: demo test test-fast bench-curation bench-statistics bench-serving check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -20,6 +20,8 @@ bench-curation: install  ## Curation's speed and memory, 100,000 to 2,000,000 re
 
 bench-statistics: install  ## Coverage of intervals and false promotions on simulated boards (minutes).
 	$(BIN)/python -m tests.benchmarks.statistics
+bench-serving: install  ## The whole path against vLLM's own benchmark client (6 minutes).
+	$(BIN)/python -m tests.benchmarks.serving
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .

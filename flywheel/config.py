@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -43,15 +44,47 @@ class TokenPrice(_Model):
     output_per_million: Annotated[float, Field(ge=0)]
 
 
+class ClientConfig(_Model):
+    """How an endpoint is asked, and for how long. None of it decides what is answered."""
+
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """At most so many, evenly spread. This and ``concurrency`` are ceilings: less while the
+    endpoint answers 429, and nothing before its ``Retry-After``."""
+    api_key_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "Authorization"
+    """What carries the key: ``Authorization`` as bearer token, others (``api-key``) bare."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    first_token_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds until an answer begins; the endpoint is asked to stream it then."""
+    attempts: Annotated[int, Field(ge=1)] = 6
+    """Attempts at a request whose connection is lost or that is answered with 408, 409, 5xx or
+    rubbish. Refusals (429) cost time, not attempts."""
+    retry_for_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after a request was first sent in which another attempt may begin."""
+    backoff_s: Annotated[float, Field(ge=0)] = 0.5
+    """Before the second attempt up to so many seconds pass, before each later one twice as many."""
+    outage_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds without any answer after which a trial fails, to be resumed; a quarter of that where
+    there never was a connection."""
+    cache: bool = True
+    """Keep answers in the storage's ``responses`` for other runs, where the temperature is 0 or the
+    request has a seed."""
+
+
+_KEEPS_A_SECRET = re.compile(r"key|token|secret|passw|sig|credential", re.IGNORECASE)
+
+
 class ModelConfig(_Model):
     """A model that answers: weights served here by vLLM, or an endpoint served elsewhere."""
 
     model: str
     """Hub id (``HuggingFaceTB/SmolLM2-135M-Instruct``), local folder, or the endpoint's name."""
     endpoint: str | None = None
-    """Base URL of an OpenAI-compatible server (a NIM too), ending before ``/chat/completions``."""
+    """Base URL of an OpenAI-compatible server (a NIM too), ending before ``/chat/completions``; it
+    may have a query (Azure's ``?api-version=...``)."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the environment variable that holds the endpoint's key; never the key itself."""
+    client: ClientConfig = ClientConfig()
+    """How the endpoint is asked."""
     price: TokenPrice | None = None
     """What an endpoint bills."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
@@ -75,8 +108,12 @@ class ModelConfig(_Model):
     def _one_kind(self) -> ModelConfig:
         if self.endpoint is None and (self.api_key_env or self.price):
             raise ValueError("api_key_env and price belong to an endpoint; name its URL too")
+        if self.endpoint is None and self.client != ClientConfig():
+            raise ValueError("client belongs to an endpoint; name its URL too")
         if self.endpoint is not None and not re.match(r"https?://", self.endpoint):
             raise ValueError(f"endpoint {self.endpoint!r} must start with http:// or https://")
+        if self.endpoint is not None and _holds_secret(self.endpoint):
+            raise ValueError("a key does not belong into the endpoint's URL; name api_key_env")
         if self.endpoint is not None and (self.price_per_hour is not None or self.engine):
             raise ValueError("price_per_hour and engine belong to weights served here")
         if self.engine.get("trust_remote_code"):
@@ -378,6 +415,11 @@ class Experiment(_Model):
             raise ValueError(
                 f"ranking.baseline {name!r} must be a candidate ({titles}) asked by method base"
             )
+
+
+def _holds_secret(url: str) -> bool:
+    parts = urlsplit(url)
+    return "@" in parts.netloc or any(map(_KEEPS_A_SECRET.search, parse_qs(parts.query)))
 
 
 def _place(model: ModelConfig) -> tuple[str, str]:

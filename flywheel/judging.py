@@ -8,14 +8,14 @@ can tell them apart. Verdicts are kept by content, so nothing is judged twice.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from flywheel.config import JudgeConfig
-from flywheel.inference import Ask, ask_all
+from flywheel.errors import EngineError
+from flywheel.inference import Ask, ask_all, read
 from flywheel.rendering import query_of
 from flywheel.scoring.text import text_of
 from flywheel.serving import Endpoint
@@ -104,17 +104,21 @@ def answer_text(message: Json) -> str:
 class Judge:
     """A pinned judge at an endpoint, with the verdicts it has given kept in ``folder``."""
 
-    def __init__(self, config: JudgeConfig, endpoint: Endpoint, folder: Storage) -> None:
+    def __init__(
+        self,
+        config: JudgeConfig,
+        endpoint: Endpoint,
+        folder: Storage,
+        cache: Storage | None = None,
+    ) -> None:
+        """Open a judge; ``cache`` is where an endpoint's answers are kept for other runs."""
         self._config = config
         self._endpoint = endpoint
         self._lead = _lead(show_question=config.show_question)
         self.identity = content_hash([config.model, config.endpoint, self._lead, _SCHEMA])
         self._folder = folder.at("verdicts", self.identity)
-        self._verdicts: dict[str, Completion] = {
-            row["record_id"]: Completion(**row)
-            for name in self._folder.names(".jsonl")
-            for row in self._folder.read_lines(name)
-        }
+        self._cache = cache
+        self._verdicts = {verdict.record_id: verdict for verdict in read(self._folder)}
 
     def rate(
         self, pairs: Sequence[Pair], progress: Callable[[int, int], None] = lambda d, t: None
@@ -127,29 +131,30 @@ class Judge:
         keys = [content_hash(text) for text in shown]
         new = {k: text for k, text in zip(keys, shown, strict=True) if k not in self._verdicts}
         asks = [Ask(key, self._body(text)) for key, text in new.items()]
-        fresh: list[Completion] = []
+        fresh = 0
 
         def keep(verdict: Completion) -> None:
-            fresh.append(verdict)
-            progress(len(fresh), len(asks))
+            nonlocal fresh
+            fresh += 1
+            self._verdicts[verdict.record_id] = verdict
+            progress(fresh, len(asks))
 
         progress(0, len(asks))
-        config = self._config
         try:
-            if asks:
-                asyncio.run(
-                    ask_all(self._endpoint, asks, config.concurrency, config.timeout_s, keep)
-                )
-        finally:
-            self._keep(fresh)
+            ask_all(
+                self._endpoint,
+                asks,
+                self._folder,
+                self._config.concurrency,
+                self._config.timeout_s,
+                keep,
+                cache=self._cache,
+                errors=False,  # an outage is not a verdict
+            )
+        except EngineError as error:
+            left = [key for key in new if key not in self._verdicts]
+            self._verdicts |= {key: Completion(key, error=str(error)) for key in left}
         return [_value(self._verdicts[key]) for key in keys]
-
-    def _keep(self, fresh: Sequence[Completion]) -> None:
-        """Remember verdicts; on disk only those that are some, so that an outage is not kept."""
-        kept = [asdict(v) for v in fresh if not v.error]
-        if kept:
-            self._folder.write_lines(f"{len(self._folder.names('.jsonl')):05d}.jsonl", kept)
-        self._verdicts |= {v.record_id: v for v in fresh}
 
     def _body(self, shown: str) -> Json:
         return {

@@ -312,7 +312,8 @@ class _Run:
             endpoint = remote(judge_config)
         else:
             endpoint = held.enter_context(self._engine(judge_config)).endpoint()
-        judge = Judge(judge_config, endpoint, self.desk.run.at("judge"))
+        kept = self.desk.storage.at("responses")
+        judge = Judge(judge_config, endpoint, self.desk.run.at("judge"), kept)
         records = self._records(manifest)
         calibration = judge.calibrate(records, partial(self.show, "calibrating the judge"))
         self.desk.run.write_json("calibration.json", calibration.to_json())

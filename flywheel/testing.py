@@ -22,7 +22,8 @@ from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, cast
 
-from flywheel.serving import Endpoint
+from flywheel.config import ClientConfig
+from flywheel.serving import OURS, Endpoint
 from flywheel.types import Json, Record
 
 TRACK_ORDER: Json = {
@@ -55,6 +56,10 @@ class Reply:
     """``{"Retry-After": "1"}``; the content type is JSON's unless given here."""
     drop: bool = False
     """Close the connection without a response."""
+    cut_after: int | None = None
+    """Close the connection after so many bytes of the body."""
+    first_byte_after_s: float = 0.0
+    """Seconds between the headers and the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,10 @@ class Request:
 
     body: Json
     headers: dict[str, str]
+    path: str = ""
+    """With its query."""
+    at: float = 0.0
+    """When it came; monotonic seconds."""
 
 
 Answer = Callable[[Json], Json | Reply]
@@ -87,10 +96,11 @@ def verdict(score: int) -> Json:
 
 
 class FakeEndpoint:
-    """An OpenAI-compatible server, ``POST /v1/chat/completions`` without streaming.
+    """An OpenAI-compatible server for ``POST .../chat/completions``.
 
-    Serves while the ``with`` block lasts. Answers carry a token usage of about four characters per
-    token. An ``answer`` that raises becomes a 500 with the exception's text, not to be retried.
+    Serves while the ``with`` block lasts. Streams an answer if a request says so. Answers carry a
+    token usage of about four characters per token. An ``answer`` that raises becomes a 500 with the
+    exception's text, not to be retried.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -109,9 +119,14 @@ class FakeEndpoint:
         """Base URL, ending in ``/v1``."""
         return f"http://127.0.0.1:{self._server.server_port}/v1"
 
-    def endpoint(self, model: str = "fake", api_key_env: str | None = None) -> Endpoint:
+    def endpoint(
+        self,
+        model: str = "fake",
+        api_key_env: str | None = None,
+        client: ClientConfig = OURS,
+    ) -> Endpoint:
         """The server as inference and judging take it."""
-        return Endpoint(self.url, model, api_key_env)
+        return Endpoint(self.url, model, api_key_env, client)
 
     def __enter__(self) -> FakeEndpoint:
         Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -139,7 +154,10 @@ class FakeEndpoint:
         finally:
             with self._lock:
                 self._busy -= 1
-        return answer if isinstance(answer, Reply) else Reply(_completion(request.body, answer))
+        if isinstance(answer, Reply):
+            return answer
+        whole = _completion(request.body, answer)
+        return _streamed(whole) if request.body.get("stream") else Reply(whole)
 
 
 class _Server(ThreadingHTTPServer):
@@ -162,16 +180,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer one request."""
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path != "/v1/chat/completions":
+        if not self.path.partition("?")[0].endswith("/chat/completions"):
             self._send(Reply({"error": {"message": f"no such path: {self.path}"}}, 404))
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self._send(cast(_Server, self.server).fake._respond(Request(json.loads(data), headers)))
+        request = Request(json.loads(data), headers, self.path, time.monotonic())
+        self._send(cast(_Server, self.server).fake._respond(request))
 
     def _send(self, reply: Reply) -> None:
         if reply.drop:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self._hang_up()
             return
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         self.send_response(reply.status)
@@ -179,7 +197,14 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        time.sleep(reply.first_byte_after_s)
+        self.wfile.write(body[: reply.cut_after])
+        if reply.cut_after is not None:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -197,6 +222,21 @@ def _completion(body: Json, message: Json) -> Json:
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         "usage": usage,
     }
+
+
+def _streamed(whole: Json) -> Reply:
+    """The same completion as server-sent events: the answer, its end, and the usage."""
+    (choice,) = whole["choices"]
+    delta = choice["message"]
+    calls = [{"index": i, **call} for i, call in enumerate(delta.get("tool_calls") or [])]
+    first = {"index": 0, "delta": {**delta, **({"tool_calls": calls} if calls else {})}}
+    last = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}
+    head = {**whole, "object": "chat.completion.chunk", "usage": None}
+    chunks = [{**head, "choices": [piece]} for piece in (first, last)]
+    chunks.append({**head, "choices": [], "usage": whole["usage"]})
+    events = [json.dumps(chunk) for chunk in chunks] + ["[DONE]"]
+    data = "".join(f"data: {event}\n\n" for event in events)
+    return Reply(data.encode(), headers={"Content-Type": "text/event-stream"})
 
 
 def sample_record(

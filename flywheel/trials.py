@@ -130,6 +130,7 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
             settings["concurrency"],
             settings["timeout_s"],
             lambda done, _: progress(done, len(asks)),
+            cache=desk.storage.at("responses"),
         )
         answers = answers.then(more)
         if rule and upto < len(records) and adaptive.stops(rule, records, answers.completions):

@@ -47,6 +47,12 @@ MISTAKES: list[tuple[Json, list[str]]] = [
     ({"candidates": [{**REMOTE, "engine": {"dtype": "auto"}}]}, ["engine", "served here"]),
     ({"candidates": [{**REMOTE, "methods": ["lora"]}]}, ["lora needs weights", "base and icl"]),
     ({"candidates": [{"model": "m", "api_key_env": "K"}]}, ["api_key_env", "endpoint"]),
+    ({"candidates": [{"model": "m", "client": {"attempts": 2}}]}, ["client", "endpoint"]),
+    ({"candidates": [{**REMOTE, "client": {"rpm": 2}}]}, ["client.rpm", "requests_per_minute"]),
+    ({"candidates": [{**REMOTE, "client": {"attempts": 0}}]}, ["client.attempts", "1", "0"]),
+    ({"candidates": [{**REMOTE, "client": {"api_key_header": "a: b"}}]}, ["api_key_header"]),
+    ({"candidates": [{**REMOTE, "endpoint": "https://x/v1?api-key=s"}]}, ["key", "api_key_env"]),
+    ({"candidates": [{**REMOTE, "endpoint": "https://u:p@x/v1"}]}, ["key", "api_key_env"]),
     (
         {"candidates": [{"model": "m", "engine": {"trust_remote_code": True}}]},
         ["trust_remote_code", "off"],

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from threading import Lock
 
 import pytest
 
-from flywheel.errors import ConfigError
-from flywheel.inference import SHARD, Answers, Ask, answer_all, read
+from flywheel.config import CandidateConfig, ClientConfig
+from flywheel.errors import ConfigError, EngineError
+from flywheel.inference import Answers, Ask, answer_all, read
 from flywheel.serving import Endpoint, remote
 from flywheel.storage import Storage
 from flywheel.testing import Answer, FakeEndpoint, Reply, text_reply, tool_reply, verdict
 from flywheel.types import Completion, Json
+
+QUICK = ClientConfig(attempts=3, backoff_s=0.01, outage_s=60, cache=False)
 
 
 def asks(n: int) -> list[Ask]:
@@ -35,9 +39,11 @@ def folder(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "completions"))
 
 
-def ask_one(answer: Answer, folder: Storage, timeout_s: float = 10.0) -> Completion:
+def ask_one(
+    answer: Answer, folder: Storage, timeout_s: float = 10.0, client: ClientConfig = QUICK
+) -> Completion:
     with FakeEndpoint(answer) as fake:
-        answers = answer_all(fake.endpoint(), asks(1), folder, 1, timeout_s)
+        answers = answer_all(fake.endpoint(client=client), asks(1), folder, 1, timeout_s)
     return answers.completions[0]
 
 
@@ -92,20 +98,54 @@ def test_a_request_names_the_model_and_sends_the_body_as_it_is(folder: Storage) 
 @pytest.mark.parametrize(
     "failure",
     [
+        Reply({"error": {"message": "too slow"}}, 408),
+        Reply({"error": {"message": "not now"}}, 409),
         Reply({"error": {"message": "slow down"}}, 429, {"Retry-After": "0.01"}),
         Reply({"error": {"message": "oops"}}, 500, {"Retry-After-Ms": "10"}),
-        Reply(b"<html>bad gateway</html>", 502, {"Retry-After-Ms": "10"}),
+        Reply(b"<html>bad gateway</html>", 502),
+        Reply({}, 418, {"x-should-retry": "true"}),
         Reply(drop=True),
+        Reply(b'{"choices": [', cut_after=5),
+        Reply(b"<html>rubbish</html>"),
+        Reply({"error": {"message": "no replica"}}),
     ],
-    ids=["429", "500", "502", "dropped"],
+    ids=["408", "409", "429", "500", "502", "told to", "dropped", "cut", "rubbish", "no choices"],
 )
 def test_passing_trouble_is_retried_until_it_passes(folder: Storage, failure: Reply) -> None:
     assert ask_one(failing_first(2, failure), folder).message == text_reply("0")
 
 
+def test_what_does_not_pass_is_given_up_after_so_many_attempts(folder: Storage) -> None:
+    with FakeEndpoint(lambda body: Reply(b"overloaded", 503)) as fake:
+        answers = answer_all(fake.endpoint(client=QUICK), asks(1), folder, 1, 10.0)
+    assert len(fake.requests) == QUICK.attempts
+    assert answers.completions[0].error == "HTTP 503: overloaded"
+
+
+def test_what_does_not_pass_is_given_up_after_so_long(folder: Storage) -> None:
+    hasty = QUICK.model_copy(update={"retry_for_s": 0.3, "attempts": 1000})
+    failure = Reply({"error": {"message": "slow down"}}, 429, {"Retry-After": "0.1"})
+    got = ask_one(lambda body: failure, folder, client=hasty)
+    assert got.error == "HTTP 429: slow down"
+    assert 0.1 < got.latency_s < 2
+
+
+def test_a_request_at_fault_is_not_sent_again(folder: Storage) -> None:
+    with FakeEndpoint(lambda body: Reply({"error": {"message": "too long"}}, 400)) as fake:
+        answers = answer_all(fake.endpoint(client=QUICK), asks(9), folder, 1, 10.0)
+    assert len(fake.requests) == 9
+    assert {c.error for c in answers.completions} == {"HTTP 400: too long"}
+
+
 def test_retry_after_is_waited_for(folder: Storage) -> None:
     failure = Reply({"error": {"message": "slow down"}}, 429, {"Retry-After": "1"})
     assert ask_one(failing_first(1, failure), folder).latency_s >= 1
+
+
+@pytest.mark.parametrize("after", ["soon", "nan", "-1", "Thu, 01 Jan 1970 00:00:00 GMT", "1e999"])
+def test_a_retry_after_that_is_none_is_not_waited_for(folder: Storage, after: str) -> None:
+    failure = Reply({"error": {"message": "slow down"}}, 429, {"Retry-After": after})
+    assert ask_one(failing_first(1, failure), folder).latency_s < 1
 
 
 def wrong_shape(**changes: object) -> Reply:
@@ -120,6 +160,9 @@ def wrong_shape(**changes: object) -> Reply:
         (Reply({"error": {"message": "context too long"}}, 400), "context too long"),
         (Reply({"error": {"message": "who are you"}}, 401), "who are you"),
         (Reply(b"not found", 404, {"Content-Type": "text/plain"}), "404"),
+        (Reply(b"", 308, {"Location": "https://elsewhere/v1"}), "moved to https://elsewhere/v1"),
+        (Reply(b"x" * (17 << 20)), "more than 16777216 bytes"),
+        (Reply({"error": "no worker"}), "no choices: no worker"),
         (Reply(b"{rubbish"), "no chat completion"),
         (Reply(b""), "no chat completion"),
         (Reply(b"[1, 2]"), "no chat completion"),
@@ -150,12 +193,30 @@ def test_an_answer_that_is_none_is_a_completion_with_an_error(
     assert read(folder) == [got]
 
 
+def test_one_bad_replica_disturbs_no_answer(folder: Storage) -> None:
+    """One of two replicas answers rubbish, and at once: balancers like it."""
+    calls = count()
+
+    def answer(body: Json) -> Json | Reply:
+        if next(calls) % 2:
+            return Reply(b"\x00\xffrubbish")
+        time.sleep(0.005)
+        return echo(body)
+
+    patient = QUICK.model_copy(update={"attempts": 12})
+    with FakeEndpoint(answer) as fake:
+        answers = answer_all(fake.endpoint(client=patient), asks(40), folder, 8, 10.0)
+    assert [(c.message or {})["content"] for c in answers.completions] == [
+        f"{i}" for i in range(40)
+    ]
+
+
 def test_one_bad_answer_disturbs_no_other(folder: Storage) -> None:
     def answer(body: Json) -> Json | Reply:
         return Reply(b"{rubbish") if asked_for(body) == "2" else echo(body)
 
     with FakeEndpoint(answer) as fake:
-        answers = answer_all(fake.endpoint(), asks(5), folder, 2, 10.0)
+        answers = answer_all(fake.endpoint(client=QUICK), asks(5), folder, 2, 10.0)
     assert [c.record_id for c in answers.completions if c.error] == ["r2"]
 
 
@@ -199,6 +260,50 @@ def test_a_request_that_times_out_is_sent_again(folder: Storage) -> None:
     assert got.latency_s > 0.2
 
 
+@pytest.mark.parametrize(
+    "message", [text_reply("It is on its way."), tool_reply("track_order", {"order_id": "A-1"})]
+)
+def test_a_streamed_answer_is_the_same_answer(tmp_path: Path, message: Json) -> None:
+    streaming = QUICK.model_copy(update={"first_token_timeout_s": 5.0})
+    whole = ask_one(lambda body: message, Storage(str(tmp_path / "whole")))
+    streamed = ask_one(lambda body: message, Storage(str(tmp_path / "streamed")), client=streaming)
+    assert replace(streamed, latency_s=0) == replace(whole, latency_s=0)
+
+
+def test_an_answer_that_begins_late_is_asked_for_again(folder: Storage) -> None:
+    calls, whole = count(), wrong_shape()
+
+    def answer(body: Json) -> Reply:
+        assert body["stream"] is True
+        return replace(whole, first_byte_after_s=0 if next(calls) else 1.0)
+
+    impatient = QUICK.model_copy(update={"first_token_timeout_s": 0.2})
+    got = ask_one(answer, folder, client=impatient)
+    assert got.error == ""
+    assert 0.2 < got.latency_s < 0.9
+    slow = ask_one(
+        lambda body: replace(whole, first_byte_after_s=0.5), folder.at("2"), client=impatient
+    )
+    assert slow.error == "no token within 0.2 s"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        b'data: {"choices": [{"index": 0, "delta": {"content": "It is"}}]}\n\n',
+        b'data: {"error": {"message": "engine died"}}\n\n',
+        b"data: {\n\n",
+        b"data: [DONE]\n\n",
+        b'data: {"object": "chat.completion.chunk", "choices": [1]}\n\n',
+        b'data: {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "x"}}]}\n\n',
+    ],
+)
+def test_a_stream_without_its_end_is_no_answer(folder: Storage, events: bytes) -> None:
+    streaming = QUICK.model_copy(update={"first_token_timeout_s": 5.0})
+    reply = Reply(events, headers={"Content-Type": "text/event-stream"})
+    assert "no chat completion" in ask_one(lambda body: reply, folder, client=streaming).error
+
+
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_are_in_flight_than_allowed(folder: Storage, concurrency: int) -> None:
     def slow(body: Json) -> Json:
@@ -227,30 +332,208 @@ def test_what_is_on_disk_is_not_asked_again(folder: Storage) -> None:
     assert progress == [(3, 5), (4, 5), (5, 5)]
 
 
+def test_what_failed_is_asked_again_by_a_later_session(folder: Storage) -> None:
+    with FakeEndpoint(failing_first(2, Reply({"error": {"message": "who are you"}}, 401))) as fake:
+        first = answer_all(fake.endpoint(client=QUICK), asks(4), folder, 1, 10.0)
+        second = answer_all(fake.endpoint(client=QUICK), asks(4), folder, 1, 10.0)
+    assert [bool(c.error) for c in first.completions] == [True, True, False, False]
+    assert [c.error for c in second.completions] == [""] * 4
+    assert second.asked == 2
+    assert sorted(c.record_id for c in read(folder) if not c.error) == ["r0", "r1", "r2", "r3"]
+
+
 def test_a_session_cut_off_keeps_what_it_has(folder: Storage) -> None:
     class CutOffError(Exception):
         pass
 
     def cut_off(done: int, total: int) -> None:
-        if done == SHARD + 5:
+        if done == 37:
             raise CutOffError
 
     with FakeEndpoint(echo) as fake:
         with pytest.raises(CutOffError):
-            answer_all(fake.endpoint(), asks(SHARD + 20), folder, 4, 10.0, cut_off)
+            answer_all(fake.endpoint(), asks(60), folder, 4, 10.0, cut_off)
         kept = {c.record_id for c in read(folder)}
-        again = answer_all(fake.endpoint(), asks(SHARD + 20), folder, 4, 10.0)
-    assert len(kept) >= SHARD + 5
-    assert again.asked == SHARD + 20 - len(kept)
+        again = answer_all(fake.endpoint(), asks(60), folder, 4, 10.0)
+    assert 37 <= len(kept) <= 41
+    assert again.asked == 60 - len(kept)
+    assert isinstance(again, Answers)
+    assert 0 < again.wall_s < 30
 
 
-def test_answers_lie_in_shards_of_a_fixed_size(folder: Storage) -> None:
+def test_an_answer_is_on_disk_before_its_place_is_taken(folder: Storage) -> None:
+    def look(body: Json) -> Json:
+        assert len(read(folder)) >= int(asked_for(body)) - 2
+        return echo(body)
+
+    with FakeEndpoint(look) as fake:
+        answers = answer_all(fake.endpoint(client=QUICK), asks(40), folder, 3, 10.0)
+    assert {c.error for c in answers.completions} == {""}
+
+
+def test_an_endpoint_that_is_down_ends_the_session_and_keeps_what_it_got(folder: Storage) -> None:
+    asked = count()
+
+    def dies(body: Json) -> Json | Reply:
+        return echo(body) if next(asked) < 20 else Reply(drop=True)
+
+    rules = ClientConfig(outage_s=0.8, backoff_s=0.01, cache=False)
+    with FakeEndpoint(dies) as fake:
+        began = time.monotonic()
+        with pytest.raises(EngineError, match=r"127.0.0.1.* has not answered for .*kept"):
+            answer_all(fake.endpoint(client=rules), asks(1000), folder, 8, 10.0)
+        assert time.monotonic() - began < 5
+    assert len(fake.requests) < 20 + 8 + 20, "while it is down it is asked once in a while"
+    assert len([c for c in read(folder) if not c.error]) == 20
+
+
+def test_an_endpoint_that_comes_back_is_asked_on(folder: Storage) -> None:
+    began = time.monotonic()
+
+    def away_for_a_while(body: Json) -> Json | Reply:
+        away = 0.1 < time.monotonic() - began < 0.9
+        return Reply(b"restarting", 503) if away else echo(body)
+
+    rules = ClientConfig(outage_s=8, backoff_s=0.05, cache=False)
+    with FakeEndpoint(away_for_a_while) as fake:
+        answers = answer_all(fake.endpoint(client=rules), asks(400), folder, 4, 10.0)
+    assert {c.error for c in answers.completions} == {""}
+
+
+def test_nobody_listening_is_an_outage(folder: Storage) -> None:
     with FakeEndpoint(echo) as fake:
-        answers = answer_all(fake.endpoint(), asks(2 * SHARD + 1), folder, 8, 10.0)
-    assert folder.names() == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]
-    assert [len(list(folder.read_lines(name))) for name in folder.names()] == [SHARD, SHARD, 1]
-    assert isinstance(answers, Answers)
-    assert 0 < answers.wall_s < 30
+        endpoint = fake.endpoint(client=ClientConfig(outage_s=0.4, backoff_s=0.01))
+    with pytest.raises(EngineError, match="has not answered"):
+        answer_all(endpoint, asks(100), folder, 4, 10.0)
+    assert read(folder) == []
+
+
+def test_an_endpoint_that_wants_too_long_a_rest_is_left_alone(folder: Storage) -> None:
+    quota = Reply({"error": {"message": "daily quota"}}, 429, {"Retry-After": "3600"})
+    with (
+        FakeEndpoint(lambda body: quota) as fake,
+        pytest.raises(EngineError, match=r"wants 3600 s of rest .*daily quota"),
+    ):
+        answer_all(fake.endpoint(client=QUICK), asks(9), folder, 2, 10.0)
+    assert len(fake.requests) <= 2
+
+
+def test_requests_a_minute_are_kept_to(folder: Storage) -> None:
+    calm = QUICK.model_copy(update={"requests_per_minute": 1200.0})
+    with FakeEndpoint(echo) as fake:
+        answer_all(fake.endpoint(client=calm), asks(11), folder, 8, 10.0)
+    times = [request.at for request in fake.requests]
+    assert max(times) - min(times) >= 10 * 0.05 - 0.03
+
+
+def test_refusals_bring_the_requests_in_flight_down_to_what_is_borne(folder: Storage) -> None:
+    busy, lock = 0, Lock()
+
+    def at_most_four(body: Json) -> Json | Reply:
+        nonlocal busy
+        with lock:
+            if busy >= 4:
+                return Reply({"error": {"message": "slow down"}}, 429)
+            busy += 1
+        time.sleep(0.02)
+        with lock:
+            busy -= 1
+        return echo(body)
+
+    with FakeEndpoint(at_most_four) as fake:
+        answers = answer_all(fake.endpoint(client=QUICK), asks(200), folder, 32, 10.0)
+    assert {c.error for c in answers.completions} == {""}
+    assert len(fake.requests) < 2 * 200, "most requests were borne at once"
+
+
+def test_azure_is_asked_by_its_query_and_its_header(
+    folder: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_KEY", "azure-key")
+    with FakeEndpoint(echo) as fake:
+        base = fake.url.removesuffix("/v1")
+        config = CandidateConfig(
+            model="gpt",
+            endpoint=f"{base}/openai/deployments/gpt?api-version=2024-10-21",
+            api_key_env="SHOP_KEY",
+            client=ClientConfig(api_key_header="api-key"),
+        )
+        answer_all(remote(config), asks(1), folder, 1, 10.0)
+    (request,) = fake.requests
+    assert request.path == "/openai/deployments/gpt/chat/completions?api-version=2024-10-21"
+    assert request.headers["api-key"] == "azure-key"
+    assert "authorization" not in request.headers
+
+
+SURE = {"temperature": 0.0}
+
+
+def paid(fake: FakeEndpoint, **client: object) -> Endpoint:
+    return fake.endpoint(client=ClientConfig(backoff_s=0.01, **client))
+
+
+def with_body(n: int, **body: object) -> list[Ask]:
+    return [Ask(ask.record_id, {**ask.body, **body}) for ask in asks(n)]
+
+
+@pytest.mark.parametrize("body", [SURE, {"temperature": 1.0, "seed": 0}])
+def test_what_was_paid_for_is_not_paid_for_again(tmp_path: Path, body: Json) -> None:
+    one, two, cache = (Storage(str(tmp_path / name)) for name in ("one", "two", "cache"))
+    with FakeEndpoint(echo) as fake:
+        first = answer_all(paid(fake), with_body(5, **body), one, 2, 10.0, cache=cache)
+        second = answer_all(paid(fake), with_body(7, **body), two, 2, 10.0, cache=cache)
+    assert (first.asked, second.asked) == (5, 2)
+    assert len(fake.requests) == 7
+    assert second.completions[:5] == first.completions
+    assert sorted(c.record_id for c in read(two)) == [f"r{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("body", "client"),
+    [({"temperature": 0.7}, {}), ({}, {}), (SURE, {"cache": False})],
+    ids=["a draw", "a draw by default", "not wanted"],
+)
+def test_draws_are_drawn_anew(tmp_path: Path, body: Json, client: Json) -> None:
+    one, two, cache = (Storage(str(tmp_path / name)) for name in ("one", "two", "cache"))
+    with FakeEndpoint(echo) as fake:
+        for folder in (one, two):
+            answer_all(paid(fake, **client), with_body(3, **body), folder, 2, 10.0, cache=cache)
+    assert len(fake.requests) == 6
+    assert cache.names() == []
+
+
+def test_another_place_model_or_request_is_another_answer(tmp_path: Path) -> None:
+    cache = Storage(str(tmp_path / "cache"))
+    with FakeEndpoint(echo) as fake, FakeEndpoint(echo) as other:
+        endpoints = [paid(fake), paid(other), replace(paid(fake), model="m2"), paid(fake)]
+        bodies = [SURE, SURE, SURE, {**SURE, "max_tokens": 5}]
+        for n, (endpoint, body) in enumerate(zip(endpoints, bodies, strict=True)):
+            folder = Storage(str(tmp_path / f"{n}"))
+            assert answer_all(endpoint, with_body(1, **body), folder, 1, 9.0, cache=cache).asked
+
+
+def test_failures_are_not_kept_for_other_runs_and_rubbish_in_the_cache_is_none(
+    tmp_path: Path,
+) -> None:
+    one, two, three, cache = (Storage(str(tmp_path / name)) for name in ("1", "2", "3", "cache"))
+    with FakeEndpoint(failing_first(1, Reply(b"no", 400))) as fake:
+        assert answer_all(paid(fake), with_body(1, **SURE), one, 1, 9.0, cache=cache).asked == 1
+        assert answer_all(paid(fake), with_body(1, **SURE), two, 1, 9.0, cache=cache).asked == 1
+        (kept,) = (tmp_path / "cache").rglob("*.json")
+        kept.write_bytes(b'{"message": ')
+        third = answer_all(paid(fake), with_body(1, **SURE), three, 1, 9.0, cache=cache)
+    assert (third.asked, third.completions[0].message) == (1, text_reply("0"))
+
+
+def test_hundreds_are_in_flight_at_a_time(folder: Storage) -> None:
+    def slow(body: Json) -> Json:
+        time.sleep(0.5)
+        return echo(body)
+
+    with FakeEndpoint(slow) as fake:
+        answers = answer_all(fake.endpoint(), asks(600), folder, 300, 30.0)
+    assert fake.busiest > 200
+    assert {c.error for c in answers.completions} == {""}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -270,6 +553,7 @@ def test_the_key_goes_out_as_bearer_and_stays_in_no_file(
 
     with FakeEndpoint(telltale) as fake:
         answers = answer_all(fake.endpoint("m", "SHOP_KEY"), asks(2), folder, 1, 10.0)
+    assert "sk-secret-1" not in repr(fake.endpoint("m", "SHOP_KEY"))
     assert {r.headers["authorization"] for r in fake.requests} == {"Bearer sk-secret-1"}
     assert "Incorrect API key" in answers.completions[0].error
     assert files(tmp_path)
@@ -298,8 +582,6 @@ def test_settings_of_openais_own_client_do_not_leak_in(
 
 
 def test_a_remote_models_endpoint_is_its_url_without_closing_slash() -> None:
-    from flywheel.config import CandidateConfig
-
     config = CandidateConfig(model="m", endpoint="https://x/v1/", api_key_env="K")
     assert remote(config) == Endpoint("https://x/v1", "m", "K")
 

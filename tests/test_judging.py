@@ -11,6 +11,7 @@ import pytest
 from flywheel.config import JudgeConfig
 from flywheel.judging import METRIC, Judge, Pair, answer_text, calibration_pairs, pair_of
 from flywheel.rendering import query_of
+from flywheel.serving import remote
 from flywheel.storage import Storage
 from flywheel.testing import (
     Answer,
@@ -37,7 +38,7 @@ def records(n: int) -> list[Record]:
 def judge(fake: FakeEndpoint, folder: Path, **changes: Any) -> Judge:
     changes = {"show_question": True, **changes}
     config = JudgeConfig(model="judge", endpoint=fake.url, **changes)
-    return Judge(config, fake.endpoint("judge"), Storage(str(folder)))
+    return Judge(config, remote(config), Storage(str(folder)))
 
 
 def shown(body: Json) -> str:
@@ -211,6 +212,28 @@ def test_nothing_is_judged_twice_not_even_after_a_restart(tmp_path: Path) -> Non
         assert first.rate([other, PAIR]) == [rated[2], rated[0]]
         assert judge(fake, tmp_path).rate([PAIR, PAIR, other]) == rated
     assert len(fake.requests) == 2
+
+
+def test_another_run_pays_for_no_verdict_again(tmp_path: Path) -> None:
+    kept = Storage(str(tmp_path / "responses"))
+    with FakeEndpoint(good) as fake:
+        config = JudgeConfig(model="judge", endpoint=fake.url, show_question=True)
+        runs = [Storage(str(tmp_path / name)) for name in ("one", "two")]
+        rated = [Judge(config, remote(config), run, kept).rate([PAIR]) for run in runs]
+    assert [value for ((value, _),) in rated] == [1 / 9] * 2
+    assert len(fake.requests) == 1
+
+
+def test_a_judge_that_is_down_leaves_pairs_unscored_and_keeps_its_verdicts(tmp_path: Path) -> None:
+    def dies(body: Json) -> Json | Reply:
+        return good(body) if len(fake.requests) <= 2 else Reply(drop=True)
+
+    pairs = [Pair("q", "a", f"answer {i}") for i in range(6)]
+    with FakeEndpoint(dies) as fake:
+        rules = {"outage_s": 0.4, "backoff_s": 0.01}
+        rated = judge(fake, tmp_path, concurrency=1, client=rules).rate(pairs)
+    assert [value is None for value, _ in rated] == [False] * 2 + [True] * 4
+    assert all("has not answered" in reason for _, reason in rated[2:])
 
 
 def test_verdicts_given_before_an_interruption_are_kept(tmp_path: Path) -> None:

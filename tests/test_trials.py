@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from flywheel import trials
-from flywheel.config import Experiment, validate
+from flywheel.config import ClientConfig, Experiment, validate
 from flywheel.errors import EngineError, ModelNotFoundError, TrainingError
 from flywheel.serving import Endpoint
 from flywheel.statistics import estimate
@@ -298,6 +299,32 @@ def test_a_trial_without_one_answer_has_failed(desk: Desk) -> None:
         with pytest.raises(EngineError, match=r"none of 2 requests was answered.*go away"):
             answer(desk, fake)
         assert not desk.folder(the_trial(fake)).exists("answers.json")
+
+
+def test_a_trial_whose_endpoint_went_down_is_resumed_with_what_it_has(desk: Desk) -> None:
+    def dies(body: Json) -> Json | Reply:
+        return right(body) if "A-1" in str(body) else Reply(drop=True)
+
+    with FakeEndpoint(dies) as fake:
+        trial = the_trial(fake)
+        hasty = fake.endpoint(client=ClientConfig(outage_s=0.2, backoff_s=0.01))
+        with pytest.raises(EngineError, match="has not answered"):
+            trials.answer(trial, desk, hasty, silent)
+    assert not desk.folder(trial).exists("answers.json")
+    with FakeEndpoint(right) as fake:
+        trials.answer(trial, desk, fake.endpoint(), silent)
+    assert ["A-1" in str(request.body) for request in fake.requests] == [False]
+    assert desk.folder(trial).exists("answers.json")
+
+
+def test_another_run_of_a_trial_pays_nothing(desk: Desk) -> None:
+    with FakeEndpoint(right) as fake:
+        trial, endpoint = the_trial(fake), fake.endpoint(client=ClientConfig())
+        for run in ("one", "two"):
+            trials.answer(trial, replace(desk, run_id=run), endpoint, silent)
+    assert len(fake.requests) == 2
+    latency, _ = trials.read_latency(replace(desk, run_id="two").folder(trial))
+    assert latency is not None
 
 
 def test_a_failure_is_a_sentence_on_disk(desk: Desk) -> None:

@@ -5,9 +5,14 @@ Both sides meet as an `Endpoint`, so inference and judging never know which one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
 
-from flywheel.config import ModelConfig, secret
+from flywheel.config import ClientConfig, ModelConfig, secret
+
+OURS = ClientConfig(cache=False, outage_s=300)
+"""How an engine of our own is asked: its address lasts as long as its run, so an answer cannot be
+found again by it, and a replica that died takes minutes to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +20,18 @@ class Endpoint:
     """An OpenAI-compatible server that answers under a model name. Holds no secret."""
 
     url: str
-    """Base URL, ending before ``/chat/completions``."""
+    """Base URL, ending before ``/chat/completions``; a query comes after."""
     model: str
     api_key_env: str | None = None
     """Name of the environment variable with the key, read when a client is made."""
+    client: ClientConfig = field(default=OURS, compare=False)
+    """How to ask; it decides no answer."""
+
+    @property
+    def completions_url(self) -> str:
+        """Where chat completions are asked for."""
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
 
     @property
     def api_key(self) -> str:
@@ -33,4 +46,5 @@ class Endpoint:
 def remote(config: ModelConfig) -> Endpoint:
     """The endpoint of a model that is served elsewhere (a NIM or any OpenAI-compatible URL)."""
     assert config.endpoint is not None  # noqa: S101 -- callers ask `config.remote` first
-    return Endpoint(config.endpoint.rstrip("/"), config.model, config.api_key_env)
+    url = config.endpoint.rstrip("/")
+    return Endpoint(url, config.model, config.api_key_env, config.client)
