@@ -43,6 +43,20 @@ class Batch:
         """Tokens computed: T."""
         return int(self.input_ids.shape[1])
 
+    def logits(self, model: Any, device: Any) -> torch.Tensor:
+        """(A, vocabulary) what the model expects at the places to learn.
+
+        The head is computed nowhere else: with a vocabulary of tens of thousands and mostly prompt
+        tokens, computing it everywhere would cost more than the layers.
+        """
+        return model(
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            batch=self,
+            logits_to_keep=self.predict_at.to(device),
+            use_cache=False,
+        ).logits[0]
+
 
 def shared_prefix(examples: Sequence[Example]) -> int:
     """Length of the longest prompt prefix that all rows share; it ends before any answer."""
@@ -147,8 +161,8 @@ def attend(
         window is not None and batch.prefix + longest > window
     ):
         raise TrainingError(
-            f"{type(module).__name__}: LoRA training here does not cover attention with soft caps, "
-            "sinks, or a window shorter than a training row"
+            f"{type(module).__name__}: packing does not cover soft caps, sinks, or a window "
+            "shorter than a training row"
         )
     repeats = query.shape[1] // key.shape[1]
     q, k, v = query[0], *(x[0].repeat_interleave(repeats, 0) for x in (key, value))
