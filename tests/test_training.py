@@ -312,9 +312,7 @@ def test_full_fine_tuning_leaves_a_model_of_its_own(model: Path, tmp_path: Path)
     config = FullConfig(learning_rate=5e-3, batch_records=8, checkpoint_every_s=0)
     told = {**config.model_dump(), "base_model": "org/tiny"}
     store = Storage(str(tmp_path / "store"))
-    summary = full.train(
-        model, RECORDS, VAL, told, 0, tmp_path / "model", 1, checkpoints=store
-    )
+    summary = full.train(model, RECORDS, VAL, told, 0, tmp_path / "model", 1, checkpoints=store)
     assert summary["losses"][-1] < summary["losses"][0] - 0.5
     saved = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model"))
     before = AutoModelForCausalLM.from_pretrained(str(model))

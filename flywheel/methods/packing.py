@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import TrainingError
@@ -108,12 +109,12 @@ def split_rows(examples: Sequence[Example], max_tokens: int) -> list[list[Exampl
     return packs
 
 
-def attention() -> str:
-    """The name under which transformers finds `attend`."""
+def attention(seen: list[Any] | None = None) -> str:
+    """The name under which transformers finds `attend`; its callers are put into ``seen``."""
     from transformers import AttentionInterface
 
     name = "flywheel_packed"
-    AttentionInterface.register(name, attend)
+    AttentionInterface.register(name, attend if seen is None else partial(attend, seen=seen))
     return name
 
 
@@ -127,6 +128,7 @@ def attend(
     batch: Batch,
     dropout: float = 0.0,
     scaling: float | None = None,
+    seen: list[Any] | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one packed batch, in the form transformers calls.
@@ -143,6 +145,7 @@ def attend(
         batch: What the T tokens are.
         dropout: Probability of dropping an attention weight.
         scaling: Factor of the logits; by default 1 / sqrt(width).
+        seen: Where to put ``module``, for whoever wants to know.
         others: What a model's attention may want besides.
 
     Returns:
@@ -155,6 +158,8 @@ def attend(
     from torch.nn.functional import scaled_dot_product_attention
     from torch.nn.utils.rnn import pad_sequence
 
+    if seen is not None:
+        seen.append(module)
     window = others.get("sliding_window")
     longest = max(batch.rows)
     if any(others.get(name) is not None for name in ("softcap", "s_aux")) or (

@@ -24,8 +24,7 @@ Layout = Callable[[Sequence[Example], int], "Sequence[Batch | PaddedBatch]"]
 """Lays rows out as batches of at most so many tokens; a lone longer row is one."""
 
 _AGREE = 0.1
-"""Logits may differ by this share of their spread: bf16 noise is a few hundredths of it, another
-row's influence about all of it."""
+"""Logits may differ by this share of their spread: noise of bf16 is far below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +103,9 @@ def padded(examples: Sequence[Example], max_tokens: int) -> list[PaddedBatch]:
 def choose(model: Any, examples: Sequence[Example], device: Any) -> Layout:
     """`packed` where this model answers packed rows as it answers them alone, else `padded`.
 
-    The longest and the shortest row are asked both ways. Leaves the model with the attention that
-    the choice needs.
+    The longest and the shortest row are asked both ways, and every layer must have used the packed
+    attention: one that mixes tokens by other means would let rows see each other. Leaves the model
+    with the attention that the choice needs.
 
     Args:
         model: A causal language model, plain or PEFT's, in evaluation mode.
@@ -117,17 +117,24 @@ def choose(model: Any, examples: Sequence[Example], device: Any) -> Layout:
     pair = [max(examples, key=_length), min(examples, key=_length)]
     base = _base(model)
     own = base.config._attn_implementation
+    layers: list[Any] = []
     with torch.no_grad():
         alone = pad(pair).logits(model, device).float()
         try:
-            base.set_attn_implementation(packing.attention())
+            base.set_attn_implementation(packing.attention(layers))
             together = packing.pack(pair).logits(model, device).float()
         except (TrainingError, AttributeError, KeyError, TypeError, ValueError):
-            together = alone + torch.inf  # its attention cannot be replaced, or not by this one
-    if bool((together - alone).abs().mean() <= _AGREE * alone.std()):
+            layers.clear()  # its attention cannot be replaced, or not by this one
+    packing.attention()
+    every = base.config.get_text_config().num_hidden_layers
+    if len(set(map(id, layers))) == every and _agree(together, alone):
         return packed
     base.set_attn_implementation(own)
     return padded
+
+
+def _agree(together: torch.Tensor, alone: torch.Tensor) -> bool:
+    return bool((together - alone).abs().mean() <= _AGREE * alone.std())
 
 
 def _base(model: Any) -> Any:
