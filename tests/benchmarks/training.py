@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = _run_side(options.side, options.work, options.settings)
         sys.stdout.write("\n" + json.dumps(figures) + "\n")
         return
-    figures = measure(train=32 if options.quick else 256, val=8 if options.quick else 64)
+    figures = measure(train=32 if options.quick else 192, val=8 if options.quick else 64)
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     if not options.quick:
         results.write("training", figures)
