@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation bench-statistics bench-serving check format install lock clean
+.PHONY: demo test test-fast bench-curation bench-statistics bench-serving bench-training check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -22,6 +22,8 @@ bench-statistics: install  ## Coverage of intervals and false promotions on simu
 	$(BIN)/python -m tests.benchmarks.statistics
 bench-serving: install  ## The whole path against vLLM's own benchmark client (6 minutes).
 	$(BIN)/python -m tests.benchmarks.serving
+bench-training: install  ## LoRA's speed against TRL and a plain PEFT loop (20 minutes).
+	$(BIN)/python -m tests.benchmarks.training
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flywheel.config import LoraConfig, ModelConfig
+from flywheel.config import FullConfig, LoraConfig, ModelConfig
 from flywheel.errors import ClusterError, boundary
 from flywheel.types import Json
 
@@ -49,7 +49,7 @@ class Cluster:
         """What one engine of this model holds."""
         return self._needs(config.cpus, config.gpus, config.accelerator)
 
-    def trainer_needs(self, config: LoraConfig) -> Needs:
+    def trainer_needs(self, config: LoraConfig | FullConfig) -> Needs:
         """What one trainer holds."""
         return self._needs(config.cpus, config.gpus, None)
 

@@ -24,6 +24,9 @@ from flywheel.types import Json
 SERVABLE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks vLLM has kernels for."""
 
+LEARNING = ("lora", "full")
+"""Methods that train weights, and so need them here."""
+
 
 class _Model(BaseModel):
     """Unknown keys are mistakes; a loaded experiment never changes."""
@@ -131,13 +134,16 @@ class CandidateConfig(ModelConfig):
 
     name: str = ""
     """How tables call it; default: the last part of ``model``."""
-    methods: list[Literal["base", "icl", "lora"]] | None = None
+    methods: list[Literal["base", "icl", "lora", "full"]] | None = None
     """Which of the experiment's methods to try; default: all it can do."""
 
     @model_validator(mode="after")
     def _no_remote_training(self) -> CandidateConfig:
-        if self.remote and "lora" in (self.methods or []):
-            raise ValueError("lora needs weights; an endpoint can be tried with base and icl")
+        for method in LEARNING:
+            if self.remote and method in (self.methods or []):
+                raise ValueError(
+                    f"{method} needs weights; an endpoint can be tried with base and icl"
+                )
         return self
 
     @property
@@ -148,7 +154,7 @@ class CandidateConfig(ModelConfig):
     def can_try(self, method: str) -> bool:
         """Whether this method is wanted and possible: an endpoint cannot be fine-tuned."""
         wanted = self.methods is None or method in self.methods
-        return wanted and not (method == "lora" and self.remote)
+        return wanted and not (method in LEARNING and self.remote)
 
 
 class DatasetConfig(_Model):
@@ -254,7 +260,42 @@ Rank = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class LoraConfig(_Model):
+class TrainerConfig(_Model):
+    """What methods with weights to learn have in common."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps, in place of ``epochs``."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
+    batch_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Tokens of the rows of one optimiser step, in place of ``batch_records``."""
+    pack_tokens: Annotated[int, Field(ge=16)] = 1024
+    """Tokens computed at a time; a step's gradient accumulates over as many packs as it takes."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, more time."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """``auto`` computes in bf16 where the device can."""
+    validations: Annotated[int, Field(ge=1)] = 4
+    """How often the validation loss is measured, evenly over the training, at its end too."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many validations without a lower loss, and keep the weights of the lowest;
+    ``null``: train to the end and keep the last."""
+    checkpoint_every_s: Annotated[float, Field(ge=0)] | None = 60.0
+    """Seconds between checkpoints, from which a killed training goes on; ``null`` writes none."""
+
+
+_UNSERVABLE = {
+    "use_dora": "vLLM cannot serve DoRA; use plain LoRA, or rslora",
+    "modules_to_save": "vLLM serves adapters only, no copies of whole modules; the method `full` "
+    "trains everything",
+    "lora_bias": "vLLM serves no adapters with biases",
+    "layer_replication": "vLLM serves no replicated layers",
+    "init_lora_weights": "say init",
+}
+"""PEFT options that would train well and then not be served, each with why."""
+
+
+class LoraConfig(TrainerConfig):
     """LoRA fine-tuning (Hu et al., 2021, arXiv:2106.09685). A list is a grid."""
 
     rank: Rank | list[Rank] = 16
@@ -271,8 +312,36 @@ class LoraConfig(_Model):
     """Longer training examples are left out and counted."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    target_modules: tuple[str, ...] | None = None
+    """Names of the linear layers to adapt (``q_proj``, ...); default: all but the head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski, 2023,
+    arXiv:2312.03732)."""
+    init: str = "default"
+    """``default``, ``gaussian`` or ``orthogonal``."""
+    quantization: Literal["4bit"] | None = None
+    """QLoRA: hold the base's weights in 4 bits while training; needs a CUDA GPU, bitsandbytes."""
     cpus: Annotated[float, Field(gt=0)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unservable_option(cls, data: Any) -> Any:
+        for name, reason in _UNSERVABLE.items():
+            if isinstance(data, dict) and data.get(name):
+                raise ValueError(f"{name}: {reason}")
+        return data
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> LoraConfig:
+        if self.init not in ("default", "gaussian", "orthogonal"):
+            raise ValueError(
+                f"init {self.init!r}: allowed are default, gaussian, orthogonal; vLLM serves no "
+                "initialisation that changes the base's weights (PiSSA, OLoRA, CorDA, LoftQ)"
+            )
+        if self.quantization and self.gpus == 0:
+            raise ValueError("quantization: 4bit needs a GPU, and gpus is 0")
+        return self
 
     @model_validator(mode="after")
     def _servable(self) -> LoraConfig:
@@ -283,17 +352,32 @@ class LoraConfig(_Model):
         return self
 
 
+class FullConfig(TrainerConfig):
+    """Fine-tuning of all weights of a small model. A list is a grid."""
+
+    learning_rate: Positive | list[Positive] = 5e-5
+    epochs: Positive | list[Positive] = 2.0
+    max_train_records: Annotated[int, Field(ge=1)] | None = None
+    batch_records: Annotated[int, Field(ge=1)] = 16
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+
+
 class MethodsConfig(_Model):
     """Which methods to try; leave one out to skip it."""
 
     base: BaseConfig | None = None
     icl: IclConfig | None = None
     lora: LoraConfig | None = None
+    full: FullConfig | None = None
 
     @model_validator(mode="after")
     def _any(self) -> MethodsConfig:
         if not self.chosen:
-            raise ValueError("name at least one method: base, icl or lora")
+            raise ValueError("name at least one method: base, icl, lora or full")
         return self
 
     @property

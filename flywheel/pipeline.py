@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,13 +33,21 @@ from flywheel import (
     trials,
 )
 from flywheel.cluster import Needs, connect
-from flywheel.config import CandidateConfig, Experiment, JudgeConfig, ModelConfig, as_list
+from flywheel.config import (
+    LEARNING,
+    CandidateConfig,
+    Experiment,
+    JudgeConfig,
+    ModelConfig,
+    as_list,
+)
 from flywheel.datasets import Manifest
-from flywheel.errors import FlywheelError, Interrupted, RequestError
+from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError
 from flywheel.inference import read as read_completions
 from flywheel.judging import METRIC as SIMILARITY
 from flywheel.judging import Judge
 from flywheel.leaderboard import Leaderboard
+from flywheel.methods import full
 from flywheel.progress import Display, Silent
 from flywheel.serving import Endpoint, engine, remote
 from flywheel.serving.engine import EngineSpec
@@ -168,6 +176,7 @@ class _Run:
             if not self.cluster.ours:  # a Ray of our own takes Serve down with it
                 cleanup.callback(engine.stop_if_idle)
             self._train(planned)
+            self._train_full(planned)
             self._answer(planned)
             calibration = self._judge(planned, manifest)
 
@@ -210,6 +219,14 @@ class _Run:
         if experiment.methods.lora:
             needs = self.cluster.trainer_needs(experiment.methods.lora)
             self.cluster.require(needs, "a LoRA trainer")
+        if experiment.methods.full:
+            needs = self.cluster.trainer_needs(experiment.methods.full)
+            self.cluster.require(needs, "a trainer of whole models")
+            if not self.desk.storage.local:
+                raise ConfigError(
+                    f"storage: {self.desk.storage.url}: engines load fully fine-tuned models from "
+                    "a folder; name one that every node reaches"
+                )
 
     def _power(self, records: int) -> Power:
         """What so many eval records can show; refuses where that is too little, if so wished."""
@@ -232,10 +249,21 @@ class _Run:
         show(0, 0)
         fanout.map_over(step, waiting, self.desk, needs, len(waiting), show)
 
+    def _train_full(self, planned: Sequence[Trial]) -> None:
+        """The same for models whose every weight learns."""
+        config = self.experiment.methods.full
+        waiting = self._without(planned, "training.json", method="full")
+        if config is None or not waiting:
+            return
+        needs = self.cluster.trainer_needs(config)
+        step = partial(_train_step, desk=self.desk, threads=math.ceil(needs.cpus))
+        show = partial(self.show, f"training {len(waiting)} models")
+        show(0, 0)
+        fanout.map_over(step, waiting, self.desk, needs, len(waiting), show)
+
     def _answer(self, planned: Sequence[Trial]) -> None:
         """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
-        for candidate in self.experiment.candidates:
-            mine = [t for t in planned if t.candidate == candidate.title]
+        for candidate, mine in self._by_weights(planned):
             waiting = [t for t in self._without(mine, "answers.json") if not self._failed(t)]
             if not waiting:
                 continue
@@ -245,6 +273,18 @@ class _Run:
                 show = partial(self.show, f"answering with {candidate.title}")
                 show(0, 0)
                 fanout.map_over(step, waiting, self.desk, _SLIVER, 1, show)
+
+    def _by_weights(
+        self, planned: Sequence[Trial]
+    ) -> Iterator[tuple[CandidateConfig, list[Trial]]]:
+        """Trials that one engine can serve: a candidate's, less those with weights of their own."""
+        for candidate in self.experiment.candidates:
+            mine = [trial for trial in planned if trial.candidate == candidate.title]
+            yield candidate, [trial for trial in mine if trial.method != "full"]
+            for trial in mine:
+                if trial.method == "full":
+                    weights = self.desk.folder(trial).at(full.FOLDER).url
+                    yield candidate.model_copy(update={"model": weights}), [trial]
 
     def _endpoints(
         self, candidate: CandidateConfig, waiting: Sequence[Trial], held: ExitStack
@@ -281,8 +321,8 @@ class _Run:
         ]
 
     def _failed(self, trial: Trial) -> bool:
-        """A LoRA trial without its adapter has failed in training."""
-        return trial.method == "lora" and not self.desk.folder(trial).exists("training.json")
+        """A trial without the weights it was to learn has failed in training."""
+        return trial.method in LEARNING and not self.desk.folder(trial).exists("training.json")
 
     # -- judging -----------------------------------------------------------------------------
 
@@ -391,7 +431,7 @@ class _Run:
         for done, result in enumerate(results, start=1):
             folder = self.desk.folder(result.trial)
             with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
-                has_adapter = folder.exists("training.json")
+                has_adapter = folder.exists("adapter")
                 adapter = folder.download("adapter", Path(temporary)) if has_adapter else None
                 self.tracker.log_trial(
                     result, self._completions(result.trial), trials.read_scores(folder), adapter

@@ -87,11 +87,15 @@ class Storage:
                 self._fs.pipe_file(target, data)
                 return
             beside = f"{os.path.dirname(target)}/.{uuid.uuid4().hex}.part"
-            with open(beside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
+            try:
+                with open(beside, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(beside, target)
+            except OSError:  # a full disk, mostly: do not fill it further
+                Path(beside).unlink(missing_ok=True)
+                raise
 
     def write_scratch(self, name: str, data: Any) -> None:
         """Write a file that only this process's run will read: as it comes, with no promise."""

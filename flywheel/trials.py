@@ -3,8 +3,9 @@
 A trial has two steps that never hold resources together: `train` (methods with weights to learn)
 and `answer` (ask an endpoint for every eval record, score what programs can score). Each step
 writes its marker file last and does nothing when it is there, so a run that was killed goes on.
-What lies in a trial's folder: ``spec.json``, ``adapter/`` and ``training.json``, ``completions/``
-and ``scores/`` and ``answers.json``, ``failed.json`` where a step failed, ``result.json`` last.
+What lies in its folder: ``spec.json``, ``adapter/`` or ``model/`` and ``training.json`` (before
+that a checkpoint), ``completions/`` and ``scores/`` and ``answers.json``, ``failed.json`` where a
+step failed, ``result.json`` last.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from flywheel import adaptive, costs, curation, inference, models, scoring
-from flywheel.config import CandidateConfig, Experiment, IclConfig, LoraConfig, as_list
+from flywheel.config import CandidateConfig, Experiment, FullConfig, IclConfig, LoraConfig, as_list
 from flywheel.errors import EngineError, FlywheelError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
@@ -78,31 +79,37 @@ def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
 
 
 def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
-    """Fine-tune the trial's adapter and put it into the run's storage.
+    """Fine-tune the trial's weights and put them into the run's storage.
+
+    A training that was killed goes on from its last checkpoint in the trial's folder.
 
     Raises:
-        TrainingError: See `flywheel.methods.lora.train`.
+        TrainingError: See `flywheel.methods.lora.train` and `flywheel.methods.full.train`.
+        TrialStoppedError: ``progress`` ended the trial.
         ModelNotFoundError: The base model is nowhere to be had.
     """
-    from flywheel.methods import lora
+    from flywheel.methods import checkpoints, full, lora
 
     folder = desk.folder(trial)
     if folder.exists("training.json"):
         return
     parameters = {**trial.settings["training"], **trial.parameters, "base_model": trial.model}
     with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
-        summary = lora.train(
+        trainer = lora if trial.method == "lora" else full
+        summary = trainer.train(
             models.fetch(trial.model),
             desk.records(trial, "train"),
             desk.records(trial, "val"),
             parameters,
-            seed=trial.seed,
-            adapter_folder=Path(temporary),
-            threads=threads,
-            progress=lambda done, total, loss: progress(done, total),
+            trial.seed,
+            Path(temporary),
+            threads,
+            progress=lambda done, total, val_loss: progress(done, total),
+            checkpoints=folder,
         )
-        folder.upload(Path(temporary), "adapter")
+        folder.upload(Path(temporary), trainer.FOLDER)
     folder.write_json("training.json", summary)
+    folder.remove(checkpoints.NAME)
 
 
 def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> None:
@@ -189,7 +196,9 @@ def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[
         style = "system" if candidate.remote else "turns"
         variants += [("icl", *point) for point in _icl_variants(methods.icl, style)]
     if methods.lora and candidate.can_try("lora"):
-        variants += [("lora", *_lora_variant(point)) for point in _grid(methods.lora)]
+        variants += [("lora", *_trained_variant(point)) for point in _grid(methods.lora)]
+    if methods.full and candidate.can_try("full"):
+        variants += [("full", *_trained_variant(point)) for point in _grid(methods.full)]
     return variants
 
 
@@ -210,15 +219,16 @@ def _icl_variants(config: IclConfig, style: str) -> Iterator[tuple[Json, Json]]:
         yield {"examples": examples, **relevance}, settings
 
 
-def _grid(config: LoraConfig) -> list[Json]:
+def _grid(config: LoraConfig | FullConfig) -> list[Json]:
     values = config.model_dump(exclude={"cpus", "gpus"})
     lists = [as_list(value) for value in values.values()]
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*lists)]
 
 
-def _lora_variant(point: Json) -> tuple[Json, Json]:
-    """Rank, rate and epochs tell LoRA trials apart for people; the rest are settings."""
-    names = ("rank", "learning_rate", "epochs")
+def _trained_variant(point: Json) -> tuple[Json, Json]:
+    """Rank, rate and epochs tell trained trials apart for people; the rest are settings."""
+    length = "epochs" if point["steps"] is None else "steps"
+    names = [name for name in ("rank", "learning_rate", length) if name in point]
     rest = {name: value for name, value in point.items() if name not in names}
     return {name: point[name] for name in names}, {"training": rest}
 

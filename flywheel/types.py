@@ -309,7 +309,7 @@ class Trial:
     model: str
     """Model id: weights served here, or the name the remote endpoint knows."""
     method: str
-    """``base``, ``icl`` or ``lora``."""
+    """``base``, ``icl``, ``lora`` or ``full``."""
     parameters: Json
     dataset: str
     """Fingerprint of the dataset."""

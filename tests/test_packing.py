@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flywheel.errors import TrainingError
-from flywheel.methods.lora import summed_loss
 from flywheel.methods.packing import attend, attention, pack, shared_prefix, split_rows
+from flywheel.methods.training import summed_loss
 from flywheel.rendering import Example
 from flywheel.testing import tiny_model
 

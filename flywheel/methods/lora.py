@@ -1,29 +1,26 @@
 """Fine-tune a LoRA adapter on train records: loss on the final assistant turn only.
 
-Records are rendered by the same template that serving uses, packed so that their common prompt is
-computed once (`flywheel.methods.packing`), and trained with PEFT and AdamW. What leaves is a PEFT
-adapter folder (safetensors) that vLLM loads, and a summary of the training.
+Records are rendered by the same template that serving uses and trained by the common loop
+(`flywheel.methods.training`) with PEFT (Hu et al., 2021, arXiv:2106.09685). What leaves is a PEFT
+adapter folder (safetensors) that vLLM loads, and a summary of the training. With ``quantization:
+4bit`` the base's weights stand in 4 bits meanwhile (QLoRA: Dettmers et al., 2023,
+arXiv:2305.14314); the adapter is served on the unquantised base all the same.
 """
 
 from __future__ import annotations
 
-import math
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flywheel.errors import TrainingError, boundary
-from flywheel.methods.packing import Batch, attention, pack, split_rows
-from flywheel.rendering import Example, Renderer
+from flywheel.methods import training
+from flywheel.methods.training import Progress
+from flywheel.storage import Storage
 from flywheel.types import Json, Record
 
-Progress = Callable[[int, int, float], None]
-"""Called with steps done, steps in all, and the last step's loss (nats per answer token)."""
-
-_PACK_TOKENS = 1024
-_MAX_VAL_RECORDS = 64
+FOLDER = "adapter"
+"""Where a trial keeps what `train` writes."""
 
 
 def train(
@@ -34,177 +31,125 @@ def train(
     seed: int,
     adapter_folder: Path,
     threads: int,
-    progress: Progress = lambda done, total, loss: None,
+    progress: Progress = lambda done, total, val_loss: None,
+    *,
+    checkpoints: Storage | None = None,
 ) -> Json:
     """Train one adapter and write it to ``adapter_folder``.
 
     Args:
         model_folder: Weights (safetensors), config and tokenizer of the base model.
         train_records: The train split, in its order; ``max_train_records`` takes the first.
-        val_records: The val split; the loss on its first 64 records is reported.
+        val_records: The val split; the loss on its first 64 records is measured.
         parameters: A trial's parameters, named as in `flywheel.config.LoraConfig`.
         seed: Decides initialisation, order of rows and dropout.
         adapter_folder: Where the PEFT adapter goes.
         threads: CPU threads to compute with; Ray would leave a fractional share just one.
         progress: Told after each optimiser step.
+        checkpoints: Where checkpoints are kept, and looked for to go on from; ``None``: nowhere.
 
     Returns:
-        Summary: ``losses`` per step and ``val_loss`` (nats per answer token), ``rows``,
-        ``rows_too_long``, ``steps``, ``tokens`` (as if nothing were shared), ``computed_tokens``,
-        ``seconds``.
+        The summary of `flywheel.methods.training.fit`.
 
     Raises:
-        TrainingError: No rows fit, or the loss is not finite (names step and record ids).
+        TrainingError: No rows fit, the model has no such layers, 4 bits without a CUDA GPU, or the
+            loss is not finite (names step and record ids).
+        TrialStoppedError: ``progress`` ended the training.
     """
-    import torch
-
-    torch.set_num_threads(threads)
-    random.seed(seed)
-    torch.manual_seed(seed)
-    renderer = Renderer.load(model_folder)
-    rows, too_long = _rows(renderer, train_records[: parameters["max_train_records"]], parameters)
-    if not rows:
-        raise TrainingError(
-            f"none of {len(train_records)} training records has at most "
-            f"{parameters['max_tokens']} tokens; raise methods.lora.max_tokens"
-        )
-    val_rows, _ = _rows(renderer, val_records[:_MAX_VAL_RECORDS], parameters)
+    preflight(model_folder, parameters)
+    rows = training.prepare(model_folder, train_records, val_records, parameters, seed, threads)
     model = _adapted(model_folder, parameters)
-    device = next(model.parameters()).device
-
-    steps = max(1, math.ceil(parameters["epochs"] * len(rows) / parameters["batch_records"]))
-    optimizer, schedule = _optimizer(model, parameters, steps)
-    losses: list[float] = []
-    computed = tokens = 0
-    started = time.monotonic()
-    model.train()
-    for step, batch_rows in zip(range(steps), _batches(rows, parameters, seed), strict=False):
-        loss, seen = _backward(model, batch_rows, device)
-        if not math.isfinite(loss):
-            ids = ", ".join(row.record_id for row in batch_rows)
-            raise TrainingError(f"loss is {loss} at step {step + 1} of {steps}; records: {ids}")
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(round(loss, 4))
-        computed += seen
-        tokens += sum(len(row.ids) for row in batch_rows)
-        progress(step + 1, steps, loss)
-    seconds = time.monotonic() - started
-    val_loss = _mean_loss(model, val_rows, device) if val_rows else None
+    summary = training.fit(model, rows, parameters, seed, checkpoints, progress)
     _save(model, adapter_folder, parameters["base_model"])
+    return summary
+
+
+def preflight(model_folder: Path, parameters: Json) -> None:
+    """Refuse what cannot be trained here or served later, before any weights are loaded.
+
+    What the model's architecture does not matter to, `flywheel.config.LoraConfig` has refused.
+
+    Raises:
+        TrainingError: 4 bits without a CUDA GPU; target modules that are no linear layers.
+    """
+    if parameters["quantization"] is not None:
+        _require_4bit()
+    wanted = parameters["target_modules"]
+    if wanted is None:
+        return
+    there = linear_layers(model_folder)
+    missing = ", ".join(sorted(set(wanted) - there))
+    if missing:
+        raise TrainingError(
+            f"methods.lora.target_modules: {missing}: no such linear layer below the head in this "
+            f"model; it has: {', '.join(sorted(there))}"
+        )
+
+
+def linear_layers(model_folder: Path) -> set[str]:
+    """Names of the linear layers an adapter can stand on, as PEFT takes them; loads no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with boundary(TrainingError, f"reading the configuration in {model_folder}"):
+        config = AutoConfig.from_pretrained(str(model_folder), trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    head = model.get_output_embeddings()
     return {
-        "losses": losses,
-        "val_loss": val_loss,
-        "rows": len(rows),
-        "rows_too_long": too_long,
-        "steps": steps,
-        "tokens": tokens,
-        "computed_tokens": computed,
-        "seconds": round(seconds, 1),
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     }
 
 
-def _rows(
-    renderer: Renderer, records: Sequence[Record], parameters: Json
-) -> tuple[list[Example], int]:
-    rendered = [renderer.example(record) for record in records]
-    fitting = [row for row in rendered if len(row.ids) <= parameters["max_tokens"]]
-    return fitting, len(rendered) - len(fitting)
+def _require_4bit() -> None:
+    from importlib.util import find_spec
+
+    if training.device_name() != "cuda" or find_spec("bitsandbytes") is None:
+        raise TrainingError(
+            "methods.lora.quantization: 4bit needs a CUDA GPU and the package bitsandbytes, and "
+            "this trainer lacks one of them; leave it out to train in bf16"
+        )
 
 
 def _adapted(model_folder: Path, parameters: Json) -> Any:
-    """The base model in bf16 with a fresh adapter on every linear layer but the head."""
+    """The base model with a fresh adapter, by default on every linear layer but the head."""
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    with boundary(TrainingError, f"loading {model_folder} for training"):
-        base = AutoModelForCausalLM.from_pretrained(
-            str(model_folder),
-            dtype=torch.bfloat16,
-            attn_implementation=attention(),
-            trust_remote_code=False,
-            use_safetensors=True,
+    dtype = torch.bfloat16 if training.in_bf16(parameters["precision"]) else torch.float32
+    device = training.device_name()
+    if parameters["quantization"] is None:
+        base = training.load_model(model_folder, dtype).to(device)
+    else:
+        base = training.load_model(
+            model_folder, dtype, quantization_config=_in_4bit(dtype), device_map=device
         )
-        config = LoraConfig(
-            r=parameters["rank"],
-            lora_alpha=parameters["alpha_ratio"] * parameters["rank"],
-            lora_dropout=parameters["dropout"],
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return get_peft_model(base, config).to(device)
-
-
-def _optimizer(model: Any, parameters: Json, steps: int) -> tuple[Any, Any]:
-    import torch
-    from transformers import get_cosine_schedule_with_warmup
-
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=parameters["learning_rate"],
-        weight_decay=parameters["weight_decay"],
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    config = LoraConfig(
+        r=parameters["rank"],
+        lora_alpha=parameters["alpha_ratio"] * parameters["rank"],
+        lora_dropout=parameters["dropout"],
+        target_modules=list(parameters["target_modules"] or []) or "all-linear",
+        use_rslora=parameters["rslora"],
+        init_lora_weights=parameters["init"] if parameters["init"] != "default" else True,
+        task_type="CAUSAL_LM",
     )
-    warmup = math.ceil(parameters["warmup_ratio"] * steps)
-    return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    with boundary(TrainingError, f"putting an adapter on {model_folder}"):
+        return get_peft_model(base, config)
 
 
-def _batches(rows: list[Example], parameters: Json, seed: int) -> Iterator[list[Example]]:
-    """Endless batches: every epoch sees each row once, in a new order."""
-    order = random.Random(seed)
-    queue: list[Example] = []
-    while True:
-        while len(queue) < parameters["batch_records"]:
-            queue += order.sample(rows, len(rows))
-        yield queue[: parameters["batch_records"]]
-        queue = queue[parameters["batch_records"] :]
+def _in_4bit(dtype: Any) -> Any:
+    from transformers import BitsAndBytesConfig
 
-
-def _backward(model: Any, rows: Sequence[Example], device: Any) -> tuple[float, int]:
-    """Accumulate the gradient of the mean loss per answer token; return loss and tokens."""
-    answers = sum(len(row.ids) - row.answer_start for row in rows)
-    total = 0.0
-    computed = 0
-    for part in split_rows(rows, _PACK_TOKENS):
-        batch = pack(part)
-        loss = summed_loss(model, batch, device) / answers
-        loss.backward()
-        total += float(loss.detach())
-        computed += batch.tokens
-    return total, computed
-
-
-def summed_loss(model: Any, batch: Batch, device: Any) -> Any:
-    """Cross entropy summed over the batch's answer tokens (a scalar tensor, nats).
-
-    The head is computed only where an answer token is predicted: with a vocabulary of tens of
-    thousands and mostly prompt tokens, computing it everywhere would cost more than the layers.
-    """
-    import torch
-
-    logits = model(
-        input_ids=batch.input_ids.to(device),
-        position_ids=batch.position_ids.to(device),
-        batch=batch,
-        logits_to_keep=batch.predict_at.to(device),
-        use_cache=False,
-    ).logits
-    return torch.nn.functional.cross_entropy(
-        logits[0].float(), batch.targets.to(device), reduction="sum"
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _mean_loss(model: Any, rows: Sequence[Example], device: Any) -> float:
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        parts = split_rows(rows, _PACK_TOKENS)
-        total = sum(float(summed_loss(model, pack(part), device)) for part in parts)
-    return round(total / sum(len(row.ids) - row.answer_start for row in rows), 4)
 
 
 def _save(model: Any, folder: Path, base_model: str) -> None:

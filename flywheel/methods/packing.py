@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import TrainingError
@@ -42,6 +43,20 @@ class Batch:
     def tokens(self) -> int:
         """Tokens computed: T."""
         return int(self.input_ids.shape[1])
+
+    def logits(self, model: Any, device: Any) -> torch.Tensor:
+        """(A, vocabulary) what the model expects at the places to learn.
+
+        The head is computed nowhere else: with a vocabulary of tens of thousands and mostly prompt
+        tokens, computing it everywhere would cost more than the layers.
+        """
+        return model(
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            batch=self,
+            logits_to_keep=self.predict_at.to(device),
+            use_cache=False,
+        ).logits[0]
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
@@ -94,12 +109,12 @@ def split_rows(examples: Sequence[Example], max_tokens: int) -> list[list[Exampl
     return packs
 
 
-def attention() -> str:
-    """The name under which transformers finds `attend`."""
+def attention(seen: list[Any] | None = None) -> str:
+    """The name under which transformers finds `attend`; its callers are put into ``seen``."""
     from transformers import AttentionInterface
 
     name = "flywheel_packed"
-    AttentionInterface.register(name, attend)
+    AttentionInterface.register(name, attend if seen is None else partial(attend, seen=seen))
     return name
 
 
@@ -113,6 +128,7 @@ def attend(
     batch: Batch,
     dropout: float = 0.0,
     scaling: float | None = None,
+    seen: list[Any] | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one packed batch, in the form transformers calls.
@@ -129,6 +145,7 @@ def attend(
         batch: What the T tokens are.
         dropout: Probability of dropping an attention weight.
         scaling: Factor of the logits; by default 1 / sqrt(width).
+        seen: Where to put ``module``, for whoever wants to know.
         others: What a model's attention may want besides.
 
     Returns:
@@ -141,14 +158,16 @@ def attend(
     from torch.nn.functional import scaled_dot_product_attention
     from torch.nn.utils.rnn import pad_sequence
 
+    if seen is not None:
+        seen.append(module)
     window = others.get("sliding_window")
     longest = max(batch.rows)
     if any(others.get(name) is not None for name in ("softcap", "s_aux")) or (
         window is not None and batch.prefix + longest > window
     ):
         raise TrainingError(
-            f"{type(module).__name__}: LoRA training here does not cover attention with soft caps, "
-            "sinks, or a window shorter than a training row"
+            f"{type(module).__name__}: packing does not cover soft caps, sinks, or a window "
+            "shorter than a training row"
         )
     repeats = query.shape[1] // key.shape[1]
     q, k, v = query[0], *(x[0].repeat_interleave(repeats, 0) for x in (key, value))
