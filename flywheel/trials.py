@@ -121,29 +121,8 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
     folder = desk.folder(trial)
     if folder.exists("answers.json"):
         return
-    records = desk.records(trial, "eval")
     settings = trial.settings
-    rule = settings.get("adaptive")
-    rounds = [len(records)]
-    if rule:
-        records, rounds = adaptive.order(records, rule, settings["concurrency"])
-    asks, told = _asks(trial, desk, records)
-    answers = inference.Answers([], 0.0, 0)
-    for upto in rounds:
-        more = inference.answer_all(
-            endpoint,
-            asks[:upto],
-            folder.at("completions"),
-            settings["concurrency"],
-            settings["timeout_s"],
-            lambda done, _: progress(done, len(asks)),
-            cache=desk.storage.at("responses"),
-        )
-        answers = answers.then(more)
-        if rule and upto < len(records) and adaptive.stops(rule, records, answers.completions):
-            told["stopped"] = {"asked": upto, "of": len(records)}
-            records = records[:upto]
-            break
+    records, answers, told = _ask(trial, desk, endpoint, progress)
     if all(completion.error for completion in answers.completions):
         first = answers.completions[0].error
         raise EngineError(f"none of {len(records)} requests was answered; the first: {first}")
@@ -239,6 +218,33 @@ def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
     stopping = adaptive.rule(experiment)  # nothing where it is off: keys stay what they were
     sampling = experiment.sampling.model_dump()
     return {**candidate.model_dump(include=kept), "sampling": sampling, **stopping}
+
+
+def _ask(
+    trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress
+) -> tuple[list[Record], inference.Answers, Json]:
+    """The records that were asked, all or as many as it took, their answers, and what to tell."""
+    records, settings = desk.records(trial, "eval"), trial.settings
+    rule, rounds = settings.get("adaptive"), [len(records)]
+    if rule:
+        records, rounds = adaptive.order(records, rule, settings["concurrency"])
+    asks, told = _asks(trial, desk, records)
+    answers = inference.Answers([], 0.0, 0)
+    for upto in rounds:
+        more = inference.answer_all(
+            endpoint,
+            asks[:upto],
+            desk.folder(trial).at("completions"),
+            settings["concurrency"],
+            settings["timeout_s"],
+            lambda done, _: progress(done, len(asks)),
+            cache=desk.storage.at("responses"),
+        )
+        answers = answers.then(more)
+        if rule and upto < len(asks) and adaptive.stops(rule, records, answers.completions):
+            told["stopped"] = {"asked": upto, "of": len(asks)}
+            return records[:upto], answers, told
+    return records, answers, told
 
 
 def _asks(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Ask], Json]:

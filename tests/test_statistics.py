@@ -53,6 +53,14 @@ def test_unscored_and_failed_are_counted_and_never_averaged():
     assert (result.n, result.unscored, result.failed, result.scored) == (5, 1, 1, 3)
 
 
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+def test_what_is_no_number_is_unscored(nothing):
+    result = estimate(scored([1.0, nothing, 0.0]))
+    assert (result.value, result.n, result.unscored) == (0.5, 3, 1)
+    pair = paired_difference(scored([1.0, nothing, 0.0]), scored([1.0, 1.0, 1.0]))
+    assert (pair.value, pair.n) == (-0.5, 2)
+
+
 def test_nothing_scored_has_no_value():
     for scores in ([], [Score("f", "m", None, ScoreStatus.FAILED, "x")]):
         result = estimate(scores)

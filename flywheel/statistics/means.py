@@ -27,12 +27,10 @@ def estimate(scores: Sequence[Score], groups: Groups | None = None) -> Estimate:
     to know them exactly); else the percentile bootstrap. With groups, Wilson's interval is that of
     as many records as the groups are worth, and the bootstrap draws whole groups.
     """
-    scored = [s for s in scores if s.value is not None]
-    counts = {
-        "n": len(scores),
-        "unscored": sum(s.status is ScoreStatus.UNSCORED for s in scores),
-        "failed": sum(s.status is ScoreStatus.FAILED for s in scores),
-    }
+    scored = [s for s in scores if s.value is not None and math.isfinite(s.value)]
+    failed = sum(s.status is ScoreStatus.FAILED for s in scores)
+    unscored = len(scores) - len(scored) - failed  # what is no number is no score
+    counts = {"n": len(scores), "unscored": unscored, "failed": failed}
     if not scored:
         return Estimate(None, None, None, **counts)
     values = np.array([s.value for s in scored], np.float64)

@@ -107,10 +107,9 @@ def _matrix(trials: Sequence[Sequence[Score]], groups: Groups | None) -> tuple[F
     column = {records[at]: place for place, at in enumerate(order)}
     values = np.full((len(trials), len(records)), np.nan)
     for row, scores in zip(values, trials, strict=True):
-        known = [(column[s.record_id], s.value) for s in scores if s.value is not None]
-        if known:
-            at, value = zip(*known, strict=True)
-            row[list(at)] = value
+        at = [column[s.record_id] for s in scores]
+        row[at] = [math.nan if s.value is None else s.value for s in scores]
+    values[~np.isfinite(values)] = np.nan  # what is no number is no score
     return values, np.unique(codes[order], return_index=True)[1]
 
 
