@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import uuid
 from pathlib import Path
 
@@ -25,12 +26,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "c") if local else f"memory://{uuid.uuid4().hex}/c")
 
 
-def write(folder: Storage, completions: list[Completion], *, close: bool = True) -> None:
-    async def add_all(journal: Journal) -> None:
-        await asyncio.gather(*map(journal.add, completions))
+async def taken_in(journal: Journal, completions: list[Completion]) -> None:
+    await asyncio.gather(*map(journal.add, completions))
 
+
+def write(folder: Storage, completions: list[Completion], *, close: bool = True) -> None:
     journal = Journal(folder)
-    asyncio.run(add_all(journal))
+    asyncio.run(taken_in(journal, completions))
     if close:
         journal.close()
 
@@ -107,6 +109,23 @@ def test_a_line_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"{rubb" + folder.read_bytes(name)[5:])
     with pytest.raises(StorageError, match=f"parsing .*{name}"):
         read(folder)
+
+
+def test_a_disk_that_was_full_leaves_whole_lines(tmp_path: Path) -> None:
+    folder, some = Storage(str(tmp_path)), [completion(i) for i in range(8)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal = Journal(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(StorageError, match="while writing to .*File too large"):
+            asyncio.run(taken_in(journal, some))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = read(folder)
+    assert 0 < len(kept) < len(some)
+    assert kept == some[: len(kept)]
+    journal.close()
+    assert read(folder) == some
 
 
 def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:

@@ -51,12 +51,16 @@ class Journal:
         mine = self._taken
         async with self._lock:
             if self._written < mine:  # else somebody's batch took it along
-                batch, self._waiting, upto = self._waiting, [], self._taken
-                await asyncio.to_thread(self._sink.write, b"".join(batch))
+                batch, upto = b"".join(self._waiting), self._taken
+                await asyncio.to_thread(self._sink.write, batch)
+                del self._waiting[: upto - self._written]
                 self._written = upto
 
     def close(self) -> None:
-        """Write what an interruption left waiting, once no thread of `add` runs any more."""
+        """Write what an interruption left waiting, once no thread of `add` runs any more.
+
+        It may stand there already, if the thread came to its end: `read` takes it for one.
+        """
         if self._waiting:
             self._sink.write(b"".join(self._waiting))
             self._waiting = []
@@ -76,13 +80,18 @@ class _Appended:
                 path.mkdir(parents=True, exist_ok=True)
                 name = f"{_next_name(self._folder)}.jsonl"
                 self._file = os.open(path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            while lines:
-                lines = lines[os.write(self._file, lines) :]
-            os.fdatasync(self._file)
+            try:
+                while lines:
+                    lines = lines[os.write(self._file, lines) :]
+                os.fdatasync(self._file)
+            except OSError:  # half a line may stand there, and must stay the last
+                self.close()
+                raise
 
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
+        self._file = -1
 
 
 class _Parts:
