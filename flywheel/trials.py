@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flywheel import adaptive, costs, curation, inference, models, scoring
 from flywheel.config import CandidateConfig, Experiment, FullConfig, IclConfig, LoraConfig, as_list
-from flywheel.errors import EngineError, FlywheelError
+from flywheel.errors import EngineError, FlywheelError, TrialStoppedError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
 from flywheel.serving import Endpoint
@@ -96,17 +96,21 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
     parameters = {**trial.settings["training"], **trial.parameters, "base_model": trial.model}
     with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
         trainer = lora if trial.method == "lora" else full
-        summary = trainer.train(
-            models.fetch(trial.model),
-            desk.records(trial, "train"),
-            desk.records(trial, "val"),
-            parameters,
-            trial.seed,
-            Path(temporary),
-            threads,
-            progress=lambda done, total, val_loss: progress(done, total),
-            checkpoints=folder,
-        )
+        try:
+            summary = trainer.train(
+                models.fetch(trial.model),
+                desk.records(trial, "train"),
+                desk.records(trial, "val"),
+                parameters,
+                trial.seed,
+                Path(temporary),
+                threads,
+                progress=lambda done, total, val_loss: progress(done, total),
+                checkpoints=folder,
+            )
+        except TrialStoppedError:
+            folder.remove(checkpoints.NAME)  # nobody goes on from it
+            raise
         folder.upload(Path(temporary), trainer.FOLDER)
     folder.write_json("training.json", summary)
     folder.remove(checkpoints.NAME)

@@ -149,7 +149,8 @@ def fit(
         ``checkpoint_error`` where the last checkpoint could not be written.
 
     Raises:
-        TrainingError: The loss or its gradient is not finite (names step and record ids).
+        TrainingError: The loss or its gradient is not finite (names step and record ids), or the
+            validation loss is not.
     """
     steps = batches.plan(rows.train, parameters, seed)
     owner = content_hash([parameters, seed, [row.ids for row in rows.train]])
@@ -237,7 +238,10 @@ class _Run:
             for batch in self.layout(self.rows.val, self.parameters["pack_tokens"]):
                 with self._computing():
                     total += float(summed_loss(self.model, batch, self.device))
-        self.curve.val_losses.append((self.curve.step, round(total / _answers(self.rows.val), 4)))
+        loss = total / _answers(self.rows.val)
+        if not math.isfinite(loss):
+            raise TrainingError(f"validation loss is {loss} after step {self.curve.step}")
+        self.curve.val_losses.append((self.curve.step, round(loss, 4)))
         if self.parameters["patience"] is not None and self.curve.best_step == self.curve.step:
             self.best = {name: p.detach().clone() for name, p in self.learning.items()}
 

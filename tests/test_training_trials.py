@@ -1,0 +1,85 @@
+"""What a trial that learns leaves in its folder, whichever weights learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from flywheel import trials
+from flywheel.config import validate
+from flywheel.errors import TrialStoppedError
+from flywheel.methods.checkpoints import NAME
+from flywheel.storage import Storage
+from flywheel.testing import sample_record, tiny_model, tool_reply
+from flywheel.trials import Desk, plan
+from flywheel.types import Json, Trial
+
+SHORT: Json = {"steps": 3, "batch_records": 4, "checkpoint_every_s": 0}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """A run in a storage with a dataset of a few records."""
+    storage = Storage(str(tmp_path_factory.mktemp("storage")))
+    records = [
+        sample_record(f"Where is A-{i}?", tool_reply("track_order", {"order_id": f"A-{i}"}))
+        for i in range(10)
+    ]
+    for split, part in (("train", records[:8]), ("val", records[8:])):
+        rows = [{**record.to_row(), "class": "track_order"} for record in part]
+        table = pa.Table.from_pylist(rows)
+        storage.at("datasets", "f").write_table(f"{split}/00000.parquet", table)
+    return Desk(storage, "run")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trial]:
+    """A trial of each method that learns."""
+    model = tiny_model(tmp_path_factory.mktemp("model"))
+    experiment = validate(
+        {
+            "name": "t",
+            "logs": "l",
+            "workload": "w",
+            "candidates": [{"model": str(model), "name": "tiny"}],
+            "methods": {"lora": {"rank": 8, **SHORT}, "full": SHORT},
+        },
+        "t.yaml",
+    )
+    return {trial.method: trial for trial in plan(experiment, "f")}
+
+
+def test_trials_are_told_apart_by_what_decides_their_length(planned: dict[str, Trial]) -> None:
+    assert [trial.label for trial in planned.values()] == [
+        "tiny lora r=8 lr=0.001 steps=3",
+        "tiny full lr=5e-05 steps=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [("lora", "adapter/adapter_model.safetensors"), ("full", "model/model.safetensors")],
+)
+def test_a_stopped_trial_leaves_nothing_and_a_finished_one_its_weights(
+    desk: Desk, planned: dict[str, Trial], method: str, weights: str
+) -> None:
+    trial = planned[method]
+    folder = desk.folder(trial)
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            assert folder.exists(NAME)
+            raise TrialStoppedError("worse than others")
+
+    with pytest.raises(TrialStoppedError):
+        trials.train(trial, desk, 1, stop)
+    assert not Path(folder.url).exists() or folder.names() == []
+    told: list[tuple[int, int]] = []
+    trials.train(trial, desk, 1, lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert folder.exists(weights)
+    assert folder.names() == [weights.partition("/")[0], "training.json"]
+    summary = folder.read_json("training.json")
+    assert (summary["steps"], summary["resumed"]) == (3, 0)
