@@ -41,6 +41,7 @@ from flywheel.judging import METRIC as SIMILARITY
 from flywheel.judging import Judge
 from flywheel.leaderboard import Leaderboard
 from flywheel.progress import Display, Silent
+from flywheel.scoring import misses_by_kind
 from flywheel.serving import Endpoint, engine, remote
 from flywheel.serving.engine import EngineSpec
 from flywheel.statistics import estimate
@@ -314,14 +315,16 @@ class _Run:
         latency, wall_s = trials.read_latency(folder)
         judge = {"judge": calibration["identity"]} if calibration else {}
         trained = folder.exists("training.json")
+        scores = trials.read_scores(folder)
         return TrialResult(
             trial,
             "succeeded",
-            metrics=_metrics(trials.read_scores(folder)),
+            metrics=_metrics(scores),
             latency=latency,
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
             provenance={**self._provenance(), **judge},
+            misses=misses_by_kind(scores),
         )
 
     def _rank(
