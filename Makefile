@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation check format install lock clean
+.PHONY: demo test test-fast bench-curation bench-scoring check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -17,6 +17,10 @@ test-fast: install  ## The pure tests: seconds.
 
 bench-curation: install  ## Curation's speed and memory, 100,000 to 2,000,000 records (a quarter of an hour).
 	$(BIN)/python -m tests.benchmarks.curation
+
+bench-scoring: install  ## Speed of scoring, agreement with BFCL's checker (a minute).
+	$(BIN)/python -m tests.benchmarks.scoring
+	$(BIN)/python -m tests.benchmarks.bfcl
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .
