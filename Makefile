@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation bench-statistics bench-serving bench-training check format install lock clean
+.PHONY: demo test test-fast bench-curation bench-statistics bench-serving bench-training bench-scoring check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -24,6 +24,9 @@ bench-serving: install  ## The whole path against vLLM's own benchmark client (6
 	$(BIN)/python -m tests.benchmarks.serving
 bench-training: install  ## LoRA's speed against TRL and a plain PEFT loop (20 minutes).
 	$(BIN)/python -m tests.benchmarks.training
+bench-scoring: install  ## Speed of scoring, agreement with BFCL's checker (a minute).
+	$(BIN)/python -m tests.benchmarks.scoring
+	$(BIN)/python -m tests.benchmarks.bfcl
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .

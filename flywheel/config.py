@@ -407,6 +407,13 @@ class SamplingConfig(_Model):
     """Cap on answer tokens; default: what the record's request logged."""
 
 
+class ScoringConfig(_Model):
+    """How answers are compared with production's."""
+
+    call_order: Literal["free", "fixed"] = "free"
+    """``fixed`` where the order of a message's tool calls matters; else they are a set."""
+
+
 class RankingConfig(_Model):
     """What a leaderboard ranks by."""
 
@@ -468,6 +475,7 @@ class Experiment(_Model):
     sampling: SamplingConfig = SamplingConfig()
     judge: JudgeConfig | None = JudgeConfig()
     """``null`` for none."""
+    scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
     production: ProductionConfig = ProductionConfig()
     tracking: TrackingConfig = TrackingConfig()

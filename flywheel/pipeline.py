@@ -49,6 +49,7 @@ from flywheel.judging import Judge
 from flywheel.leaderboard import Leaderboard
 from flywheel.methods import full
 from flywheel.progress import Display, Silent
+from flywheel.scoring import misses_by_kind
 from flywheel.serving import Endpoint, engine, remote
 from flywheel.serving.engine import EngineSpec
 from flywheel.statistics import Groups, Power, conversations, estimate, plan
@@ -386,14 +387,16 @@ class _Run:
         stop = trials.read_stop(folder)
         stopped = {"stopped": stop} if stop else {}
         trained = folder.exists("training.json")
+        scores = trials.read_scores(folder)
         return TrialResult(
             trial,
             "succeeded",
-            metrics=_metrics(trials.read_scores(folder), self.groups),
+            metrics=_metrics(scores, self.groups),
             latency=latency,
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
             provenance={**self._provenance(), **judge, **stopped},
+            misses=misses_by_kind(scores),
         )
 
     def _rank(

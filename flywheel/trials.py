@@ -24,7 +24,7 @@ from flywheel.inference import Ask
 from flywheel.methods import base, icl
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
-from flywheel.types import Json, Latency, Record, Score, ScoreStatus, Trial
+from flywheel.types import Json, Latency, Record, Score, Trial
 
 PROGRAMMATIC = "programmatic.jsonl"
 DEFAULT_MAX_TOKENS = 512
@@ -131,7 +131,8 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
         first = answers.completions[0].error
         raise EngineError(f"none of {len(records)} requests was answered; the first: {first}")
     pairs = zip(records, answers.completions, strict=True)
-    scores = [score for record, got in pairs for score in scoring.score(record, got)]
+    order = settings["scoring"]["call_order"]
+    scores = [score for record, got in pairs for score in scoring.score(record, got, order)]
     folder.at("scores").write_lines(PROGRAMMATIC, [asdict(score) for score in scores])
     wall = answers.wall_s * len(records) / answers.asked if answers.asked else _busy(answers, trial)
     latency = costs.latency_of(answers.completions, wall, settings["concurrency"])
@@ -143,7 +144,7 @@ def read_scores(folder: Storage) -> list[Score]:
     """All scores a trial has so far."""
     scores = folder.at("scores")
     rows = (row for name in scores.names(".jsonl") for row in scores.read_lines(name))
-    return [Score(**{**row, "status": ScoreStatus(row["status"])}) for row in rows]
+    return [Score.from_row(row) for row in rows]
 
 
 def read_latency(folder: Storage) -> tuple[Latency | None, float]:
@@ -217,11 +218,11 @@ def _trained_variant(point: Json) -> tuple[Json, Json]:
 
 
 def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
-    """What decides a candidate's answers besides method and data."""
+    """What decides a candidate's answers and scores besides method and data."""
     kept = {"endpoint", "engine", "tool_parser", "concurrency", "timeout_s"}
     stopping = adaptive.rule(experiment)  # nothing where it is off: keys stay what they were
-    sampling = experiment.sampling.model_dump()
-    return {**candidate.model_dump(include=kept), "sampling": sampling, **stopping}
+    whole = experiment.model_dump(include={"sampling", "scoring"})
+    return {**candidate.model_dump(include=kept), **whole, **stopping}
 
 
 def _ask(

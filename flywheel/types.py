@@ -248,6 +248,20 @@ class ScoreStatus(StrEnum):
     """The model gave no answer to judge."""
 
 
+class Miss(StrEnum):
+    """How an answer's tool calls are not production's. The list is fixed: reports count by it."""
+
+    NO_CALL = "no_call"
+    UNPARSABLE_CALL = "unparsable_call"
+    CALL_NOT_DUE = "call_not_due"
+    WRONG_TOOL = "wrong_tool"
+    MISSING_ARGUMENT = "missing_argument"
+    EXTRA_ARGUMENT = "extra_argument"
+    WRONG_VALUE = "wrong_value"
+    WRONG_TYPE = "wrong_type"
+    WRONG_NUMBER_OF_CALLS = "wrong_number_of_calls"
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One metric of one completion."""
@@ -258,6 +272,15 @@ class Score:
     """In 0..1; ``None`` unless ``status`` is ``scored``."""
     status: ScoreStatus = ScoreStatus.SCORED
     reason: str = ""
+    """Why there is no value, or what the value rests on, in one sentence."""
+    misses: tuple[Miss, ...] = ()
+    """What keeps the value from being 1, where it counts tool calls; each kind at most once."""
+
+    @classmethod
+    def from_row(cls, row: Json) -> Score:
+        """A score as it lies on disk; files written before scores had ``misses`` are read too."""
+        misses = tuple(map(Miss, row.get("misses", ())))
+        return cls(**{**row, "status": ScoreStatus(row["status"]), "misses": misses})
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +366,8 @@ class TrialResult:
     training: Json = field(default_factory=dict)
     """Loss per step, rows, tokens and seconds; empty for methods that do not train."""
     provenance: Json = field(default_factory=dict)
+    misses: Json = field(default_factory=dict)
+    """By kind of `Miss`: how many records show it (one may show several), and the first ids."""
 
     @property
     def key(self) -> str:
@@ -365,4 +390,5 @@ class TrialResult:
             cost=Cost(**data["cost"]) if data["cost"] else None,
             training=data["training"],
             provenance=data["provenance"],
+            misses=data.get("misses", {}),
         )

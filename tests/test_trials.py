@@ -12,12 +12,13 @@ import pytest
 from flywheel import trials
 from flywheel.config import ClientConfig, Experiment, validate
 from flywheel.errors import EngineError, ModelNotFoundError, TrainingError
+from flywheel.scoring import METRICS
 from flywheel.serving import Endpoint
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, Reply, sample_record, text_reply, tool_reply
 from flywheel.trials import Desk, plan
-from flywheel.types import Json, ScoreStatus, Trial
+from flywheel.types import Json, Miss, ScoreStatus, Trial
 
 REMOTE: Json = {"model": "big", "endpoint": "https://api.example/v1"}
 GRID: Json = {"rank": [8, 16], "learning_rate": [1e-3, 2e-3], "epochs": 1}
@@ -120,6 +121,7 @@ def test_no_two_trials_share_a_key_and_planning_again_gives_the_same() -> None:
         {"seed": 1},
         {"sampling": {"temperature": 0.5}},
         {"sampling": {"max_tokens": 5}},
+        {"scoring": {"call_order": "fixed"}},
         {"candidates": [{"model": "org/small", "engine": {"dtype": "float16"}}]},
         {"candidates": [{"model": "org/small", "concurrency": 2}]},
         {"candidates": [{"model": "org/small", "tool_parser": "pythonic"}]},
@@ -191,9 +193,7 @@ def test_a_trial_leaves_completions_scores_and_its_latency(desk: Desk) -> None:
     assert folder.names() == ["answers.json", "completions", "scores"]
     scores = trials.read_scores(folder)
     assert {(s.record_id, s.metric, s.value) for s in scores} == {
-        (r.id, metric, 1.0)
-        for r in RECORDS
-        for metric in ("function_name", "function_name_and_args_accuracy")
+        (r.id, metric, 1.0) for r in RECORDS for metric in METRICS.keys() - {"exact_match"}
     }
     latency, wall_s = trials.read_latency(folder)
     assert latency is not None
@@ -220,6 +220,36 @@ def test_a_request_carries_the_experiments_sampling(desk: Desk) -> None:
         answer(desk, fake, temperature=0.5, max_tokens=7)
     limits = {(r.body["temperature"], r.body["max_tokens"]) for r in fake.requests}
     assert limits == {(0.0, trials.DEFAULT_MAX_TOKENS), (0.5, 7)}
+
+
+def test_what_an_answer_misses_lies_in_its_scores(desk: Desk) -> None:
+    with FakeEndpoint(lambda _: tool_reply("f", {"order": 7, "now": True})) as fake:
+        trial = answer(desk, fake)
+    misses = {s.metric: (s.misses, s.reason) for s in trials.read_scores(desk.folder(trial))}
+    assert misses["function_name"] == ((), "")
+    assert misses["function_name_and_args_accuracy"] == (
+        (Miss.EXTRA_ARGUMENT, Miss.WRONG_TYPE),
+        "extra argument: f.now; wrong type: f.order",
+    )
+
+
+@pytest.mark.parametrize(("order", "value"), [("free", 1.0), ("fixed", 0.0)])
+def test_the_experiment_says_whether_the_order_of_calls_matters(
+    tmp_path: Path, order: str, value: float
+) -> None:
+    first, second = (tool_reply("f", {"n": n})["tool_calls"][0] for n in (1, 2))
+    record = sample_record("Both, please", {"role": "assistant", "tool_calls": [first, second]})
+    storage = Storage(str(tmp_path))
+    table = pa.Table.from_pylist([record.to_row()])
+    storage.at("datasets", "f").write_table("eval/00000.parquet", table)
+    desk = Desk(storage, "run")
+    with FakeEndpoint(lambda _: {"role": "assistant", "tool_calls": [second, first]}) as fake:
+        candidate = {"model": "fake", "endpoint": fake.url}
+        changes = {"methods": {"base": {}}, "scoring": {"call_order": order}}
+        (trial,) = plan(experiment(candidates=[candidate], **changes), "f")
+        trials.answer(trial, desk, fake.endpoint(), silent)
+    values = {s.metric: s.value for s in trials.read_scores(desk.folder(trial))}
+    assert values["function_name_and_args_accuracy"] == value
 
 
 def test_one_failed_request_is_failed_not_zero(desk: Desk) -> None:

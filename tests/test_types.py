@@ -46,6 +46,7 @@ RESULT = TrialResult(
     cost=Cost(0.03, "machine"),
     training={"losses": [2.0, 1.0]},
     provenance={"seed": 0},
+    misses={"no_call": {"records": 1, "examples": ["r"]}},
 )
 
 
