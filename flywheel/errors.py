@@ -10,6 +10,7 @@
     ├── StorageError              the run's storage did not answer
     ├── EngineError               a model could not be served
     ├── TrainingError             a trainer stopped
+    ├── ParityError               a model answers differently in serving than in training
     └── Interrupted               Ctrl-C or SIGTERM; the run can be resumed
 
 A message says what is wrong, where, and what to do. Errors cross process boundaries, so each is
@@ -64,6 +65,10 @@ class EngineError(FlywheelError):
 
 class TrainingError(FlywheelError):
     """A trainer cannot go on: a non-finite loss, no training rows, out of memory."""
+
+
+class ParityError(FlywheelError):
+    """A served model does not do what it did where it was trained; the message shows where."""
 
 
 class Interrupted(FlywheelError):  # noqa: N818 -- nothing went wrong

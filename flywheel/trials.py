@@ -3,8 +3,9 @@
 A trial has two steps that never hold resources together: `train` (methods with weights to learn)
 and `answer` (ask an endpoint for every eval record, score what programs can score). Each step
 writes its marker file last and does nothing when it is there, so a run that was killed goes on.
-What lies in a trial's folder: ``spec.json``, ``adapter/`` and ``training.json``, ``completions/``
-and ``scores/`` and ``answers.json``, ``failed.json`` where a step failed, ``result.json`` last.
+What lies in a trial's folder: ``spec.json``, ``adapter/`` and ``reference.json`` and
+``training.json``, ``parity.json``, ``completions/`` and ``scores/`` and ``answers.json``,
+``failed.json`` where a step failed, ``result.json`` last.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from flywheel import costs, curation, inference, models, scoring
-from flywheel.config import CandidateConfig, Experiment, IclConfig, LoraConfig, as_list
+from flywheel import costs, curation, gate, inference, models, scoring
+from flywheel.config import (
+    CandidateConfig,
+    Experiment,
+    IclConfig,
+    LoraConfig,
+    ParityConfig,
+    as_list,
+)
 from flywheel.errors import EngineError, FlywheelError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
@@ -56,6 +64,10 @@ class Desk:
     def records(self, trial: Trial, split: str) -> list[Record]:
         """A split of the trial's dataset."""
         return curation.load_split(self.storage, trial.dataset, split)
+
+    def unseen(self, trial: Trial) -> list[Record]:
+        """What parity is checked on: the validation split, or the train split if it is empty."""
+        return self.records(trial, "val") or self.records(trial, "train")
 
 
 def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
@@ -102,6 +114,7 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
             progress=lambda done, total, loss: progress(done, total),
         )
         folder.upload(Path(temporary), "adapter")
+        gate.remember(trial, folder, desk.unseen(trial), Path(temporary), _limits(trial), threads)
     folder.write_json("training.json", summary)
 
 
@@ -110,10 +123,13 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
 
     Raises:
         EngineError: Not one request was answered, so there is nothing to compare.
+        ParityError: The endpoint does not serve what was trained.
     """
     folder = desk.folder(trial)
     if folder.exists("answers.json"):
         return
+    if folder.exists("training.json"):
+        gate.require(trial, folder, desk.unseen(trial), endpoint, _limits(trial))
     records = desk.records(trial, "eval")
     settings = trial.settings
     asks, told = _asks(trial, desk, records)
@@ -161,6 +177,10 @@ def failure(folder: Storage) -> str:
     return str(folder.read_json("failed.json")["error"]) if folder.exists("failed.json") else ""
 
 
+def _limits(trial: Trial) -> ParityConfig:
+    return ParityConfig(**trial.settings["parity"])
+
+
 def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[str, Json, Json]]:
     """Method, parameters and settings of each of a candidate's trials."""
     methods = experiment.methods
@@ -171,7 +191,7 @@ def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[
         style = "system" if candidate.remote else "turns"
         variants += [("icl", *point) for point in _icl_variants(methods.icl, style)]
     if methods.lora and candidate.can_try("lora"):
-        variants += [("lora", *_lora_variant(point)) for point in _grid(methods.lora)]
+        variants += [("lora", *_lora_variant(point, experiment)) for point in _grid(methods.lora)]
     return variants
 
 
@@ -198,11 +218,12 @@ def _grid(config: LoraConfig) -> list[Json]:
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*lists)]
 
 
-def _lora_variant(point: Json) -> tuple[Json, Json]:
+def _lora_variant(point: Json, experiment: Experiment) -> tuple[Json, Json]:
     """Rank, rate and epochs tell LoRA trials apart for people; the rest are settings."""
     names = ("rank", "learning_rate", "epochs")
     rest = {name: value for name, value in point.items() if name not in names}
-    return {name: point[name] for name in names}, {"training": rest}
+    settings = {"training": rest, "parity": experiment.parity.model_dump()}
+    return {name: point[name] for name in names}, settings
 
 
 def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:

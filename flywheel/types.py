@@ -336,6 +336,8 @@ class TrialResult:
     cost: Cost | None = None
     training: Json = field(default_factory=dict)
     """Loss per step, rows, tokens and seconds; empty for methods that do not train."""
+    parity: Json = field(default_factory=dict)
+    """How the served adapter compares with the trained one; empty for methods that do not train."""
     provenance: Json = field(default_factory=dict)
 
     @property
@@ -358,5 +360,6 @@ class TrialResult:
             latency=Latency(**data["latency"]) if data["latency"] else None,
             cost=Cost(**data["cost"]) if data["cost"] else None,
             training=data["training"],
+            parity=data.get("parity") or {},
             provenance=data["provenance"],
         )

@@ -5,13 +5,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from flywheel.scoring import text, tool_calls
 from flywheel.types import Completion, Json, Record, Score, ScoreStatus
 
-__all__ = ["METRICS", "Metric", "score"]
+__all__ = ["CONTEXT_LENGTH", "METRICS", "Metric", "score", "too_long"]
+
+CONTEXT_LENGTH = "context_length"
+"""Why a record that is longer than the model's context is not scored."""
+_TOO_LONG = re.compile(
+    r"context_length|maximum (context|model) length|max_model_len|context window", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +57,20 @@ def score(record: Record, completion: Completion) -> list[Score]:
     ]
 
 
+def too_long(completion: Completion) -> bool:
+    """Whether the model was refused the record because it does not fit its context.
+
+    Servers say so with status 400 and words or a code of their own: vLLM, NIM and OpenAI agree on
+    "maximum context length".
+    """
+    error = completion.error
+    return "400" in error and _TOO_LONG.search(error) is not None
+
+
 def _score(name: str, metric: Metric, record: Record, completion: Completion) -> Score:
     if completion.message is None:
+        if too_long(completion):
+            return Score(record.id, name, None, ScoreStatus.UNSCORED, CONTEXT_LENGTH)
         reason = completion.error or "the completion holds no message"
         return Score(record.id, name, None, ScoreStatus.FAILED, reason)
     value = metric.compare(record.answer, completion.message)
