@@ -53,14 +53,16 @@ class Cluster:
         """What one trainer holds."""
         return self._needs(config.cpus, config.gpus, None)
 
-    def require(self, needs: Needs, what: str) -> None:
-        """Check that one node can hold this.
+    def require(self, needs: Needs, what: str, copies: int = 1) -> None:
+        """Check that one node can hold this, and all nodes together that many of it.
 
         Raises:
-            ClusterError: None can; says what is needed and what is there.
+            ClusterError: They cannot; says what is needed and what is there.
         """
         if not any(_fits(needs, node) for node in self.nodes):
             raise ClusterError(f"{what} needs {needs} on one node; the cluster has {self}")
+        if not self.holds([needs] * copies):
+            raise ClusterError(f"{what} needs {needs} {copies} times; the cluster has {self}")
 
     def holds(self, needs: Sequence[Needs]) -> bool:
         """Whether all of these fit side by side, each on one node."""

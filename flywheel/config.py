@@ -301,7 +301,7 @@ class ParityConfig(_Model):
     """Answer tokens to compare for each."""
     mean_difference: Positive = 0.1
     """Nats that log-probabilities of answer tokens may differ by, on average."""
-    largest_difference: Positive = 1.0
+    largest_difference: Positive = 0.5
     """Nats that any one of them may differ by."""
 
 

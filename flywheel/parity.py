@@ -16,7 +16,7 @@ from itertools import zip_longest
 from flywheel.config import ParityConfig
 from flywheel.types import Json
 
-LIKELIEST = 5
+LIKELIEST = 10
 """For how many tokens log-probabilities are kept at each place of an answer."""
 _SHOWN = 3
 """Tokens shown on either side of a difference between prompts."""
@@ -162,7 +162,7 @@ def _answers(
 ) -> str:
     said = " and ".join(
         f"{who} {_choice(side, place, decode)}"
-        for who, side in (("the trained model says", ours), ("the served one", theirs))
+        for who, side in (("the trained model", ours), ("the served one", theirs))
     )
     apart = "" if difference == float("inf") else f", {difference:.3f} apart"
     return f"answer token {place + 1}: {said}{apart}; the limit is {limits.largest_difference:g}"
@@ -172,4 +172,4 @@ def _choice(side: Generation, place: int, decode: Callable[[list[int]], str]) ->
     if place >= len(side.answer):
         return "has ended"
     token = side.answer[place]
-    return f"{decode([token])!r} ({_at_most(token, side.likeliest[place]):.3f})"
+    return f"says {decode([token])!r} ({_at_most(token, side.likeliest[place]):.3f})"

@@ -89,7 +89,7 @@ def _check(experiment: Experiment, cluster: Cluster) -> None:
         if not candidate.remote:
             models.available(candidate.model)
             needs = cluster.engine_needs(candidate)
-            cluster.require(needs, f"the engine of {candidate.model}")
+            cluster.require(needs, f"the engine of {candidate.model}", candidate.min_replicas)
     options.check(config.engines(experiment))
 
 

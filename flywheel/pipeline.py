@@ -187,7 +187,8 @@ class _Run:
                     self.cluster.require_key(model.api_key_env)
                 continue
             models.available(model.model)
-            self.cluster.require(self.cluster.engine_needs(model), f"the engine of {model.model}")
+            needs = self.cluster.engine_needs(model)
+            self.cluster.require(needs, f"the engine of {model.model}", model.min_replicas)
         options.check(config.engines(experiment))
         icl = experiment.methods.icl
         if icl and icl.embedding_model and icl.chosen_by == "semantic_similarity":

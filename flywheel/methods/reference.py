@@ -111,5 +111,6 @@ def _greedy(
     for row, answer in enumerate(out.sequences[:, longest:].tolist()):
         length = answer.index(end) + 1 if end in answer else len(answer)
         places = zip(names[row, :length].tolist(), values[row, :length].tolist(), strict=True)
-        said.append((answer[:length], [dict(zip(*place, strict=True)) for place in places]))
+        likeliest = [{t: round(v, 4) for t, v in zip(*place, strict=True)} for place in places]
+        said.append((answer[:length], likeliest))
     return said

@@ -64,5 +64,11 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         llm_config._engine_config = None  # built from the id before the weights were found
         await super().__init__(llm_config, **options)
 
+    async def _maybe_resolve_lora_from_multiplex(self) -> None:
+        """One request at a time: a second that finds an adapter half loaded would answer 500."""
+        async with self._loading:
+            await super()._maybe_resolve_lora_from_multiplex()
+
     def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
+        self._loading = asyncio.Lock()
         super()._init_multiplex_loader(model_downloader_cls or AdapterLoader)
