@@ -79,14 +79,12 @@ def require(
     endpoint: Endpoint,
     limits: ParityConfig,
 ) -> None:
-    """`check`, unless it has passed already.
+    """`check`, and stop the trial that does not pass.
 
     Raises:
         ParityError: The served model does something else; says where first.
         EngineError: The endpoint did not answer.
     """
-    if folder.exists("parity.json") and folder.read_json("parity.json")["passed"]:
-        return
     found = check(trial, folder, records, endpoint, limits)
     if not found.passed:
         raise ParityError(f"parity: {found.first_difference}")
