@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flywheel import __version__, config, doctor, leaderboard
-from flywheel.errors import DataError, FlywheelError, RequestError
+from flywheel.errors import DataError, FlywheelError, ParityError, RequestError
 from flywheel.progress import display
 from flywheel.storage import Storage
 from flywheel.stores import open_store
@@ -27,6 +27,7 @@ from flywheel.stores import open_store
 if TYPE_CHECKING:
     from flywheel.catalogue import Difference
     from flywheel.datasets import Manifest
+    from flywheel.parity import Parity
 
 app = typer.Typer(
     name="flywheel",
@@ -120,6 +121,35 @@ def results(
         sys.stdout.write(leaderboard.to_markdown(board))
         return
     _print_board(folder, as_json=as_json)
+
+
+@app.command("parity")
+def parity_command(
+    what: Annotated[str, typer.Argument(metavar="EXPERIMENT|RUN", help="A file, or a run's id.")],
+    settings: Settings = None,
+    storage: StorageOption = "flywheel-data",
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that served models answer as they do outside the engine, adapters of a run too."""
+    from flywheel import paritycheck
+
+    _hush()
+    shown = display(err)
+    try:
+        if Path(what).is_file():
+            loaded = config.load(what, settings or [])
+            found = paritycheck.of_experiment(loaded, address, shown)
+        else:
+            if settings:
+                raise RequestError("--set is for an experiment file; a run is checked as it was")
+            found = paritycheck.of_run(Storage(storage), what, address, shown)
+    finally:
+        shown.close()
+    _print_parity(found, as_json=as_json)
+    failed = [f"{label}: {one.first_difference}" for label, one in found.items() if not one.passed]
+    if failed:
+        raise ParityError("\n".join(failed))
 
 
 @app.command()
@@ -403,6 +433,22 @@ def _print_difference(found: Difference, *, as_json: bool) -> None:
     out.print(classes)
     for name, (before, after) in found.rule.items():
         out.print(_escape(f"rule    {name}: {before} -> {after}"), highlight=False)
+
+
+def _print_parity(found: dict[str, Parity], *, as_json: bool) -> None:
+    if as_json:
+        _dump({label: one.to_json() for label, one in found.items()})
+        return
+    names = ("prompt tokens", "same answers", "answer tokens", "mean nats", "largest nats", "")
+    table = Table("model", *names)
+    for label, one in found.items():
+        figures = (one.mean_difference, one.largest_difference)
+        nats = ["–" if figure is None else f"{figure:.3f}" for figure in figures]
+        same = f"{one.same_answers} of {one.records}"
+        mark = "[green]passed[/]" if one.passed else "[red]failed[/]"
+        counts = [str(one.prompt_tokens), same, str(one.answer_tokens)]
+        table.add_row(_escape(label), *counts, *nats, mark)
+    out.print(table)
 
 
 def _judge_sentence(calibration: dict[str, Any] | None) -> str:

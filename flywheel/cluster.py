@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,14 +53,27 @@ class Cluster:
         """What one trainer holds."""
         return self._needs(config.cpus, config.gpus, None)
 
-    def require(self, needs: Needs, what: str) -> None:
-        """Check that one node can hold this.
+    def require(self, needs: Needs, what: str, copies: int = 1) -> None:
+        """Check that one node can hold this, and all nodes together that many of it.
 
         Raises:
-            ClusterError: None can; says what is needed and what is there.
+            ClusterError: They cannot; says what is needed and what is there.
         """
         if not any(_fits(needs, node) for node in self.nodes):
             raise ClusterError(f"{what} needs {needs} on one node; the cluster has {self}")
+        if not self.holds([needs] * copies):
+            raise ClusterError(f"{what} needs {needs} {copies} times; the cluster has {self}")
+
+    def holds(self, needs: Sequence[Needs]) -> bool:
+        """Whether all of these fit side by side, each on one node."""
+        free = [dict(node) for node in self.nodes]
+        for need in sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True):
+            node = next((node for node in free if _fits(need, node)), None)
+            if node is None:
+                return False
+            node["CPU"] = node.get("CPU", 0) - need.cpus
+            node["GPU"] = node.get("GPU", 0) - need.gpus
+        return True
 
     def require_key(self, name: str | None) -> None:
         """Check that workers find a key in their environment, which need not be the driver's.

@@ -94,8 +94,12 @@ class ModelConfig(_Model):
     """Dollars per hour of the machine that serves the weights here."""
     engine: Json = Field(default_factory=dict)
     """vLLM engine arguments, passed through (``max_model_len``, ``dtype``, ...)."""
-    tool_parser: str = "hermes"
-    """vLLM's parser for this model family's tool calls."""
+    tool_parser: str = "auto"
+    """vLLM's parser for this model family's tool calls; ``auto``: told from the chat template."""
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    """Copies of the engine that are always there."""
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """Copies that Ray Serve may start while requests wait; default: ``min_replicas``."""
     cpus: Annotated[float, Field(gt=0)] | None = None
     """Ray CPUs one engine holds; default: 1 beside a GPU, else a node's cores less one half."""
     gpus: Annotated[int, Field(ge=0)] | None = None
@@ -121,6 +125,8 @@ class ModelConfig(_Model):
             raise ValueError("price_per_hour and engine belong to weights served here")
         if self.engine.get("trust_remote_code"):
             raise ValueError("trust_remote_code stays off: model repositories run no code here")
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than {self.min_replicas}")
         return self
 
     @property
@@ -414,6 +420,19 @@ class ScoringConfig(_Model):
     """``fixed`` where the order of a message's tool calls matters; else they are a set."""
 
 
+class ParityConfig(_Model):
+    """How closely a served adapter must answer as it did where it was trained."""
+
+    records: Annotated[int, Field(ge=1, le=256)] = 8
+    """Validation records to compare (training records where there is no validation split)."""
+    tokens: Annotated[int, Field(ge=1)] = 32
+    """Answer tokens to compare for each."""
+    mean_difference: Positive = 0.1
+    """Nats that log-probabilities of answer tokens may differ by, on average."""
+    largest_difference: Positive = 0.5
+    """Nats that any one of them may differ by."""
+
+
 class RankingConfig(_Model):
     """What a leaderboard ranks by."""
 
@@ -476,6 +495,8 @@ class Experiment(_Model):
     judge: JudgeConfig | None = JudgeConfig()
     """``null`` for none."""
     scoring: ScoringConfig = ScoringConfig()
+    parity: ParityConfig = ParityConfig()
+    """Trials beyond these limits fail: they would answer differently in production."""
     ranking: RankingConfig = RankingConfig()
     production: ProductionConfig = ProductionConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -516,6 +537,12 @@ def _holds_secret(url: str) -> bool:
 
 def _place(model: ModelConfig) -> tuple[str, str]:
     return model.model, (model.endpoint or "").rstrip("/")
+
+
+def engines(experiment: Experiment) -> dict[str, Json]:
+    """The engine arguments in an experiment, by the field that holds them."""
+    found = {f"candidates.{i}.engine": c.engine for i, c in enumerate(experiment.candidates)}
+    return {**found, **({"judge.engine": experiment.judge.engine} if experiment.judge else {})}
 
 
 def as_list(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@
     ├── EngineError               a model could not be served
     ├── TrainingError             a trainer stopped
     ├── TrialStoppedError         a scheduler ended a trial early
+    ├── ParityError               a model answers differently in serving than in training
     └── Interrupted               Ctrl-C or SIGTERM; the run can be resumed
 
 A message says what is wrong, where, and what to do. Errors cross process boundaries, so each is
@@ -69,6 +70,10 @@ class TrainingError(FlywheelError):
 
 class TrialStoppedError(FlywheelError):
     """A trial was ended early by the scheduler; raised by the progress callback of a trainer."""
+
+
+class ParityError(FlywheelError):
+    """A served model does not do what it did where it was trained; the message shows where."""
 
 
 class Interrupted(FlywheelError):  # noqa: N818 -- nothing went wrong

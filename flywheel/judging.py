@@ -17,6 +17,7 @@ from flywheel.config import JudgeConfig
 from flywheel.errors import EngineError
 from flywheel.inference import Ask, ask_all, read
 from flywheel.rendering import query_of
+from flywheel.scoring import CONTEXT_LENGTH, too_long
 from flywheel.scoring.text import text_of
 from flywheel.serving import Endpoint
 from flywheel.statistics import roc_auc
@@ -226,6 +227,8 @@ def _kind(record: Record) -> str:
 def _score(completion: Completion, rated: tuple[float | None, str] | None) -> Score:
     name = completion.record_id
     if rated is None:
+        if too_long(completion):
+            return Score(name, METRIC, None, ScoreStatus.UNSCORED, CONTEXT_LENGTH)
         return Score(name, METRIC, None, ScoreStatus.FAILED, completion.error)
     value, reason = rated
     status = ScoreStatus.UNSCORED if value is None else ScoreStatus.SCORED

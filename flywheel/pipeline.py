@@ -12,8 +12,9 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -39,7 +40,6 @@ from flywheel.config import (
     Experiment,
     JudgeConfig,
     ModelConfig,
-    as_list,
 )
 from flywheel.datasets import Manifest
 from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError
@@ -50,13 +50,14 @@ from flywheel.leaderboard import Leaderboard
 from flywheel.methods import full
 from flywheel.progress import Display, Silent
 from flywheel.scoring import misses_by_kind
-from flywheel.serving import Endpoint, engine, remote
+from flywheel.serving import Endpoint, engine, options, remote
 from flywheel.serving.engine import EngineSpec
+from flywheel.serving.pool import Pool
 from flywheel.statistics import Groups, Power, conversations, estimate, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
-from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult, content_hash
+from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult
 
 _SLIVER = Needs(0.01, 0)
 """What a trial holds that only waits for an endpoint."""
@@ -143,6 +144,9 @@ class _Run:
         self.groups: Groups = {}
         """Eval records of one conversation."""
         self.power: Power | None = None
+        self.pool = Pool(self._start_engine, self._fit)
+        self.starts = _engine_starts(self.desk.run)
+        """How often earlier sessions of the run started engines, by model."""
         self.started = _now()
         self.commit = _commit()
 
@@ -176,6 +180,7 @@ class _Run:
         with ExitStack() as cleanup:
             if not self.cluster.ours:  # a Ray of our own takes Serve down with it
                 cleanup.callback(engine.stop_if_idle)
+            cleanup.callback(self.pool.close)
             self._train(planned)
             self._train_full(planned)
             self._answer(planned)
@@ -213,7 +218,9 @@ class _Run:
                     self.cluster.require_key(model.api_key_env)
                 continue
             models.available(model.model)
-            self.cluster.require(self.cluster.engine_needs(model), f"the engine of {model.model}")
+            needs = self.cluster.engine_needs(model)
+            self.cluster.require(needs, f"the engine of {model.model}", model.min_replicas)
+        options.check(config.engines(experiment))
         icl = experiment.methods.icl
         if icl and icl.embedding_model and icl.chosen_by == "semantic_similarity":
             models.available(icl.embedding_model)
@@ -264,16 +271,26 @@ class _Run:
 
     def _answer(self, planned: Sequence[Trial]) -> None:
         """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
-        for candidate, mine in self._by_weights(planned):
-            waiting = [t for t in self._without(mine, "answers.json") if not self._failed(t)]
-            if not waiting:
-                continue
+        waiting = [t for t in self._without(planned, "answers.json") if not self._failed(t)]
+        work = [
+            (candidate, mine, None if candidate.remote else self._spec(candidate, waiting))
+            for candidate, mine in self._by_weights(waiting)
+            if mine
+        ]
+        for _, _, spec in work:
+            if spec:
+                self.pool.expect(spec)
+        for candidate, mine, spec in work:
             with ExitStack() as held:
-                endpoints = self._endpoints(candidate, waiting, held)
+                if spec is None:
+                    endpoints = {trial.key: remote(candidate) for trial in mine}
+                else:
+                    served = held.enter_context(self.pool.lease(spec))
+                    endpoints = {t.key: served.endpoint(_adapter(t)) for t in mine}
                 step = partial(_answer_step, desk=self.desk, endpoints=endpoints)
                 show = partial(self.show, f"answering with {candidate.title}")
                 show(0, 0)
-                fanout.map_over(step, waiting, self.desk, _SLIVER, 1, show)
+                fanout.map_over(step, mine, self.desk, _SLIVER, 1, show)
 
     def _by_weights(
         self, planned: Sequence[Trial]
@@ -287,32 +304,19 @@ class _Run:
                     weights = self.desk.folder(trial).at(full.FOLDER).url
                     yield candidate.model_copy(update={"model": weights}), [trial]
 
-    def _endpoints(
-        self, candidate: CandidateConfig, waiting: Sequence[Trial], held: ExitStack
-    ) -> dict[str, Endpoint]:
-        """Where each trial asks; an engine is started if the weights are served here."""
-        if candidate.remote:
-            return {trial.key: remote(candidate) for trial in waiting}
-        adapted = any(trial.method == "lora" for trial in waiting)
-        spec = held.enter_context(self._engine(candidate, adapters=adapted))
-        return {
-            trial.key: spec.endpoint(trial.key if trial.method == "lora" else "")
-            for trial in waiting
-        }
-
-    def _engine(self, model: ModelConfig, *, adapters: bool = False) -> Any:
-        self.show(f"starting the engine of {model.model}", 0, 0)
+    def _spec(self, model: ModelConfig, waiting: Sequence[Trial] = ()) -> EngineSpec:
+        """The engine of a model, for the adapters among these trials."""
+        ranks = [t.parameters["rank"] for t in waiting if t.model == model.model and _adapter(t)]
+        adapters = self.desk.trials.url if ranks else ""
         needs = self.cluster.engine_needs(model)
-        lora = self.experiment.methods.lora
-        spec = EngineSpec(
-            name=f"{_slug(model.model)}-{content_hash(self.run_id, 6)}",
-            config=model,
-            cpus=needs.cpus,
-            gpus=needs.gpus,
-            adapters_url=self.desk.trials.url if adapters else "",
-            max_rank=max(map(int, as_list(lora.rank))) if lora else 0,
-        )
+        return EngineSpec.of(model, needs, self.run_id, adapters, max(ranks, default=0))
+
+    def _start_engine(self, spec: EngineSpec) -> AbstractContextManager[EngineSpec]:
+        self.show(f"starting the engine of {spec.config.model}", 0, 0)
         return engine.serve(spec, local=self.cluster.ours)
+
+    def _fit(self, specs: Sequence[EngineSpec]) -> bool:
+        return self.cluster.holds([need for spec in specs for need in spec.needs])
 
     def _without(self, planned: Sequence[Trial], marker: str, method: str = "") -> list[Trial]:
         return [
@@ -352,7 +356,7 @@ class _Run:
         if judge_config.remote:
             endpoint = remote(judge_config)
         else:
-            endpoint = held.enter_context(self._engine(judge_config)).endpoint()
+            endpoint = held.enter_context(self.pool.lease(self._spec(judge_config))).endpoint()
         kept = self.desk.storage.at("responses")
         judge = Judge(judge_config, endpoint, self.desk.run.at("judge"), kept)
         records = self._records(manifest)
@@ -373,7 +377,9 @@ class _Run:
         error = trials.failure(folder)
         if not folder.exists("answers.json"):
             error = error or "the trial left no answers"
-            result = TrialResult(trial, "failed", error, provenance=self._provenance())
+            result = TrialResult(
+                trial, "failed", error, parity=_parity(folder), provenance=self._provenance()
+            )
         else:
             result = self._succeeded(trial, folder, calibration)
         folder.write_json("result.json", result.to_json())
@@ -395,6 +401,7 @@ class _Run:
             latency=latency,
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
+            parity=_parity(folder),
             provenance={**self._provenance(), **judge, **stopped},
             misses=misses_by_kind(scores),
         )
@@ -477,6 +484,7 @@ class _Run:
                 **note,
                 "finished_at": finished,
                 "tracking_uri": self.tracker.uri,
+                "engine_starts": dict(self.starts + self.pool.starts),
                 **facts,
                 **self._provenance(),
             },
@@ -500,14 +508,24 @@ def _answer_step(
     trials.answer(trial, desk, endpoints[trial.key], progress)
 
 
+def _adapter(trial: Trial) -> str:
+    """The adapter that a trial asks the engine for; none is the base model."""
+    return trial.key if trial.method == "lora" else ""
+
+
+def _parity(folder: Storage) -> Json:
+    found: Json = folder.read_json("parity.json") if folder.exists("parity.json") else {}
+    return found
+
+
+def _engine_starts(folder: Storage) -> Counter[str]:
+    note = folder.read_json("run.json") if folder.exists("run.json") else {}
+    return Counter(note.get("engine_starts", {}))
+
+
 def _metrics(scores: Sequence[Score], groups: Groups) -> dict[str, Any]:
     names = dict.fromkeys(score.metric for score in scores)
     return {name: estimate([s for s in scores if s.metric == name], groups) for name in names}
-
-
-def _slug(model: str) -> str:
-    last = model.rstrip("/").rsplit("/", 1)[-1].lower()
-    return "".join(c if c.isalnum() else "-" for c in last)[:40].strip("-")
 
 
 def _versions() -> dict[str, str]:

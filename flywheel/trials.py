@@ -3,9 +3,9 @@
 A trial has two steps that never hold resources together: `train` (methods with weights to learn)
 and `answer` (ask an endpoint for every eval record, score what programs can score). Each step
 writes its marker file last and does nothing when it is there, so a run that was killed goes on.
-What lies in its folder: ``spec.json``, ``adapter/`` or ``model/`` and ``training.json`` (before
-that a checkpoint), ``completions/`` and ``scores/`` and ``answers.json``, ``failed.json`` where a
-step failed, ``result.json`` last.
+What lies in a trial's folder: ``spec.json``, ``adapter/`` or ``model/`` and ``training.json``
+(before that a checkpoint), ``reference.json`` and ``parity.json``, ``completions/`` and ``scores/``
+and ``answers.json``, ``failed.json`` where a step failed, ``result.json`` last.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from flywheel import adaptive, costs, curation, inference, models, scoring
-from flywheel.config import CandidateConfig, Experiment, FullConfig, IclConfig, LoraConfig, as_list
+from flywheel import adaptive, costs, curation, gate, inference, models, scoring
+from flywheel.config import (
+    CandidateConfig,
+    Experiment,
+    FullConfig,
+    IclConfig,
+    LoraConfig,
+    ParityConfig,
+    as_list,
+)
 from flywheel.errors import EngineError, FlywheelError, TrialStoppedError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
@@ -57,6 +65,10 @@ class Desk:
     def records(self, trial: Trial, split: str) -> list[Record]:
         """A split of the trial's dataset."""
         return curation.load_split(self.storage, trial.dataset, split)
+
+    def unseen(self, trial: Trial) -> list[Record]:
+        """What parity is checked on: the validation split, or the train split if it is empty."""
+        return self.records(trial, "val") or self.records(trial, "train")
 
 
 def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
@@ -112,6 +124,9 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
             folder.remove(checkpoints.NAME)  # nobody goes on from it
             raise
         folder.upload(Path(temporary), trainer.FOLDER)
+        if trial.method == "lora":
+            unseen = desk.unseen(trial)
+            gate.remember(trial, folder, unseen, Path(temporary), _limits(trial), threads)
     folder.write_json("training.json", summary)
     folder.remove(checkpoints.NAME)
 
@@ -121,10 +136,13 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
 
     Raises:
         EngineError: Not one request was answered, so there is nothing to compare.
+        ParityError: The endpoint does not serve what was trained.
     """
     folder = desk.folder(trial)
     if folder.exists("answers.json"):
         return
+    if folder.exists("training.json") and trial.method == "lora":
+        gate.require(trial, folder, desk.unseen(trial), endpoint, _limits(trial))
     settings = trial.settings
     records, answers, told = _ask(trial, desk, endpoint, progress)
     if all(completion.error for completion in answers.completions):
@@ -170,6 +188,10 @@ def failure(folder: Storage) -> str:
     return str(folder.read_json("failed.json")["error"]) if folder.exists("failed.json") else ""
 
 
+def _limits(trial: Trial) -> ParityConfig:
+    return ParityConfig(**trial.settings["parity"])
+
+
 def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[str, Json, Json]]:
     """Method, parameters and settings of each of a candidate's trials."""
     methods = experiment.methods
@@ -180,7 +202,10 @@ def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[
         style = "system" if candidate.remote else "turns"
         variants += [("icl", *point) for point in _icl_variants(methods.icl, style)]
     if methods.lora and candidate.can_try("lora"):
-        variants += [("lora", *_trained_variant(point)) for point in _grid(methods.lora)]
+        parity = {"parity": experiment.parity.model_dump()}
+        for point in _grid(methods.lora):
+            parameters, settings = _trained_variant(point)
+            variants.append(("lora", parameters, {**settings, **parity}))
     if methods.full and candidate.can_try("full"):
         variants += [("full", *_trained_variant(point)) for point in _grid(methods.full)]
     return variants

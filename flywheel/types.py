@@ -365,6 +365,8 @@ class TrialResult:
     cost: Cost | None = None
     training: Json = field(default_factory=dict)
     """Loss per step, rows, tokens and seconds; empty for methods that do not train."""
+    parity: Json = field(default_factory=dict)
+    """How the served adapter compares with the trained one; empty for methods that do not train."""
     provenance: Json = field(default_factory=dict)
     misses: Json = field(default_factory=dict)
     """By kind of `Miss`: how many records show it (one may show several), and the first ids."""
@@ -389,6 +391,7 @@ class TrialResult:
             latency=Latency(**data["latency"]) if data["latency"] else None,
             cost=Cost(**data["cost"]) if data["cost"] else None,
             training=data["training"],
+            parity=data.get("parity") or {},
             provenance=data["provenance"],
             misses=data.get("misses", {}),
         )

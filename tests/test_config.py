@@ -57,6 +57,11 @@ MISTAKES: list[tuple[Json, list[str]]] = [
         {"candidates": [{"model": "m", "engine": {"trust_remote_code": True}}]},
         ["trust_remote_code", "off"],
     ),
+    (
+        {"candidates": [{"model": "m", "min_replicas": 3, "max_replicas": 2}]},
+        ["max_replicas 2", "less than", "3"],
+    ),
+    ({"parity": {"records": 0}}, ["parity.records", "1", "0"]),
     ({"candidates": [{"model": "m", "methods": ["sft"]}]}, ["methods.0", "'base'", "'sft'"]),
     ({"candidates": [{"model": "m", "methods": ["icl"]}]}, ["'m'", "base", "can do no method"]),
     ({"candidates": [REMOTE], "methods": {"lora": {}}}, ["'big'", "lora", "can do no method"]),

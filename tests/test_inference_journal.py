@@ -117,7 +117,7 @@ def test_a_disk_that_was_full_leaves_whole_lines(tmp_path: Path) -> None:
     journal = Journal(folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        with pytest.raises(StorageError, match="while writing to .*File too large"):
+        with pytest.raises(StorageError, match=r"while writing to .*File too large"):
             asyncio.run(taken_in(journal, some))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -20,7 +20,7 @@ LAYERS = {
     "config": {"config"},
     "pure": {
         "records", "normalising", "schemas", "fastlane", "redaction", "importers", "datasets",
-        "scoring", "statistics", "costs", "leaderboard",
+        "scoring", "statistics", "costs", "leaderboard", "parity",
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
@@ -28,8 +28,8 @@ LAYERS = {
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
-    "trials": {"trials", "adaptive", "fanout"},
-    "runs": {"pipeline", "service", "doctor"},
+    "trials": {"gate", "trials", "adaptive", "fanout"},
+    "runs": {"pipeline", "paritycheck", "service", "doctor"},
     "front": {"cli"},
 }  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}

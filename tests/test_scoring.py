@@ -148,3 +148,32 @@ def test_text_beside_a_call_nobody_asked_for_is_no_match():
     rec = record({"content": "ok"})
     (result,) = score(rec, Completion(rec.id, message(call("f", {}), content="ok")))
     assert result.value == 0.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "BadRequestError: Error code: 400 - {'error': {'message': \"This model's maximum context "
+        'length is 2048 tokens. However, you requested 9000 tokens"}}',
+        "BadRequestError: Error code: 400 - {'error': {'code': 'context_length_exceeded'}}",
+        "BadRequestError: Error code: 400 - The prompt is longer than the maximum model length",
+    ],
+)
+def test_a_record_that_does_not_fit_the_model_is_unscored(error):
+    rec = record(message(call("f", {})), [TOOL])
+    scores = score(rec, Completion(rec.id, error=error))
+    assert {(s.value, s.status, s.reason) for s in scores} == {
+        (None, ScoreStatus.UNSCORED, "context_length")
+    }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "InternalServerError: Error code: 500 - context_length cache lost",
+        "BadRequestError: Error code: 400 - unknown tool",
+    ],
+)
+def test_other_refusals_are_failures(error):
+    rec = record(message(call("f", {})), [TOOL])
+    assert {s.status for s in score(rec, Completion(rec.id, error=error))} == {ScoreStatus.FAILED}

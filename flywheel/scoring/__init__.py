@@ -6,6 +6,7 @@ several metrics look at (the comparison of tool calls) is worked out once per ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,22 @@ from typing import NamedTuple
 from flywheel.scoring import text, tool_calls
 from flywheel.types import Completion, Json, Miss, Record, Score, ScoreStatus
 
-__all__ = ["METRICS", "Case", "Metric", "Verdict", "misses_by_kind", "score"]
+__all__ = [
+    "CONTEXT_LENGTH",
+    "METRICS",
+    "Case",
+    "Metric",
+    "Verdict",
+    "misses_by_kind",
+    "score",
+    "too_long",
+]
+
+CONTEXT_LENGTH = "context_length"
+"""Why a record that is longer than the model's context is not scored."""
+_TOO_LONG = re.compile(
+    r"context_length|maximum (context|model) length|max_model_len|context window", re.IGNORECASE
+)
 
 EXAMPLES = 3
 """Records named for each kind of miss."""
@@ -125,10 +141,22 @@ def score(record: Record, completion: Completion, call_order: str = "free") -> l
     applies = {rule: rule(record) for rule in _RULES}
     names = [name for name, metric in METRICS.items() if applies[metric.applies]]
     if completion.message is None:
+        status = ScoreStatus.UNSCORED if too_long(completion) else ScoreStatus.FAILED
         reason = completion.error or "the completion holds no message"
-        return [Score(record.id, name, None, ScoreStatus.FAILED, reason) for name in names]
+        reason = CONTEXT_LENGTH if status is ScoreStatus.UNSCORED else reason
+        return [Score(record.id, name, None, status, reason) for name in names]
     case = Case(record, completion.message, call_order)
     return [_score(name, case) for name in names]
+
+
+def too_long(completion: Completion) -> bool:
+    """Whether the model was refused the record because it does not fit its context.
+
+    Servers say so with status 400 and words or a code of their own: vLLM, NIM and OpenAI agree on
+    "maximum context length".
+    """
+    error = completion.error
+    return "400" in error and _TOO_LONG.search(error) is not None
 
 
 def misses_by_kind(scores: Iterable[Score]) -> Json:

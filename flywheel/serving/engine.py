@@ -16,15 +16,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flywheel.cluster import Needs
 from flywheel.config import ModelConfig
 from flywheel.errors import EngineError, boundary
 from flywheel.serving import Endpoint
-from flywheel.types import Json
+from flywheel.types import Json, content_hash
 
 INGRESS_CPUS = 0.1
 """Ray CPUs of the HTTP ingress; the engine's share leaves room for it."""
+BUSY = 32
+"""Requests in flight per replica from which Ray Serve starts another, as far as it may."""
 MAX_ADAPTERS = 8
 """Adapters one engine holds at a time; the least recently used makes room."""
+_DECIDES = {
+    "model", "engine", "tool_parser", "cpus", "gpus", "accelerator", "min_replicas", "max_replicas"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,24 @@ class EngineSpec:
     max_rank: int = 16
     port: int = 8000
     host: str = "127.0.0.1"
+
+    @classmethod
+    def of(
+        cls, model: ModelConfig, needs: Needs, owner: str, adapters_url: str = "", max_rank: int = 0
+    ) -> EngineSpec:
+        """Name an engine by its owner (a run) and what decides how it is served.
+
+        Candidates that agree in this share it.
+        """
+        decides = content_hash([owner, model.model_dump(include=_DECIDES)], 8)
+        name = f"{_slug(model.model)}-{decides}"
+        return cls(name, model, needs.cpus, needs.gpus, adapters_url, max_rank)
+
+    @property
+    def needs(self) -> list[Needs]:
+        """What it holds, one by one: a replica stands on one node."""
+        one = Needs(self.cpus, self.gpus, self.config.accelerator)
+        return [one] * self.config.min_replicas
 
     def endpoint(self, adapter: str = "") -> Endpoint:
         """Where to send requests for the base model, or for one adapter of it."""
@@ -99,6 +123,11 @@ def _start_http(*, local: bool) -> tuple[str, int]:
     return str(heads[0]["NodeManagerAddress"]), port
 
 
+def _slug(model: str) -> str:
+    last = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    return "".join(c if c.isalnum() else "-" for c in last)[:40].strip("-")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,7 +160,11 @@ def _llm_config(spec: EngineSpec) -> Any:
         "accelerator_type": spec.config.accelerator,
         "placement_group_config": {"bundles": [bundle] * max(1, spec.gpus)},
         "deployment_config": {
-            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            "autoscaling_config": {
+                "min_replicas": spec.config.min_replicas,
+                "max_replicas": spec.config.max_replicas or spec.config.min_replicas,
+                "target_ongoing_requests": BUSY,
+            },
             "max_ongoing_requests": 1024,
             "health_check_timeout_s": 120,
             "ray_actor_options": {"num_cpus": 0},  # the bundle above already counts it
@@ -154,7 +187,7 @@ def _engine_arguments(spec: EngineSpec) -> Json:
     arguments: Json = {
         "trust_remote_code": False,
         "enable_auto_tool_choice": True,
-        "tool_call_parser": spec.config.tool_parser,
+        "tool_call_parser": spec.config.tool_parser,  # the replica, with the template, tells auto
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         # A repository's own sampling defaults would make copies of one model answer differently.

@@ -20,6 +20,7 @@ from vllm.config import StructuredOutputsConfig
 
 from flywheel import models
 from flywheel.rendering import Renderer
+from flywheel.serving.tool_parsers import parser_of
 from flywheel.storage import Storage
 
 
@@ -49,8 +50,11 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         """Resolve the weights on this node, give the engine the shared template, then start."""
         folder = await asyncio.to_thread(models.fetch, llm_config.model_loading_config.model_source)
         llm_config.model_loading_config.model_source = str(folder)
+        renderer = await asyncio.to_thread(Renderer.load, folder)
+        if llm_config.engine_kwargs["tool_call_parser"] == "auto":
+            llm_config.update_engine_kwargs(tool_call_parser=parser_of(renderer.template))
         llm_config.update_engine_kwargs(
-            chat_template=Renderer.load(folder).template,
+            chat_template=renderer.template,
             chat_template_content_format="string",
             # A small model left to choose white space can print nothing else until its limit.
             structured_outputs_config=StructuredOutputsConfig(
@@ -60,5 +64,11 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         llm_config._engine_config = None  # built from the id before the weights were found
         await super().__init__(llm_config, **options)
 
+    async def _maybe_resolve_lora_from_multiplex(self) -> None:
+        """One request at a time: a second that finds an adapter half loaded would answer 500."""
+        async with self._loading:
+            await super()._maybe_resolve_lora_from_multiplex()
+
     def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
+        self._loading = asyncio.Lock()
         super()._init_multiplex_loader(model_downloader_cls or AdapterLoader)

@@ -5,6 +5,9 @@ One engine of a tiny model serves them all. Two adapters have learned one answer
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +15,19 @@ from typing import Any
 
 import pytest
 
-from flywheel import inference
-from flywheel.config import JudgeConfig, LoraConfig, ModelConfig
+from flywheel import inference, scoring
+from flywheel.config import JudgeConfig, LoraConfig, ModelConfig, ParityConfig
+from flywheel.errors import ConfigError, EngineError
 from flywheel.inference import Ask
 from flywheel.judging import Judge, Pair
-from flywheel.methods import base, icl, lora
+from flywheel.methods import base, icl, lora, reference
+from flywheel.parity import Generation, Parity, compare
 from flywheel.rendering import Renderer
-from flywheel.serving import Endpoint, engine
+from flywheel.serving import Endpoint, engine, options, probe, tool_parsers
 from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
 from flywheel.testing import TRACK_ORDER, sample_record, text_reply, tiny_model, tool_reply
-from flywheel.types import Completion, Json, Record
+from flywheel.types import Completion, Json, Record, ScoreStatus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -38,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trials(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """A folder of trials with the adapters ``call`` and ``text``."""
+    """A folder of trials with the adapters ``call`` and ``text``, and two made of ``call``."""
     folder = tmp_path_factory.mktemp("trials")
     parameters = LoraConfig(rank=16, learning_rate=1e-2, epochs=120, batch_records=1).model_dump()
     for key, record in (("call", CALL), ("text", TEXT)):
@@ -51,12 +56,19 @@ def trials(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Storage:
             adapter_folder=folder / key / "adapter",
             threads=1,
         )
+    for copy in ("fresh", "weaker"):
+        shutil.copytree(folder / "call", folder / copy)
+    config = folder / "weaker" / "adapter" / "adapter_config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({**told, "lora_alpha": told["lora_alpha"] / 2}))
     return Storage(str(folder))
 
 
 @pytest.fixture(scope="module")
 def served(model: Path, trials: Storage, ray_session: None) -> Iterator[EngineSpec]:
-    config = ModelConfig(model=str(model), engine={"max_model_len": 2048})
+    config = ModelConfig(
+        model=str(model), engine={"max_model_len": 2048}, min_replicas=1, max_replicas=2
+    )
     spec = EngineSpec("tiny", config, cpus=1.5, gpus=0, adapters_url=trials.url)
     try:
         with engine.serve(spec, local=True) as running:
@@ -146,6 +158,117 @@ def test_serving_sees_the_tokens_that_training_renders(
     rendered = Renderer.load(model).prompt_ids(body["messages"], body.get("tools", []))
     assert served_prompt(served.endpoint(), body) == rendered
     assert served_prompt(served.endpoint("call"), body) == rendered
+
+
+def test_many_requests_at_once_for_an_adapter_not_loaded_yet_are_all_answered(
+    served: EngineSpec,
+) -> None:
+    import openai
+
+    endpoint = served.endpoint("fresh")
+
+    async def ask_all() -> list[Any]:
+        async with openai.AsyncOpenAI(
+            base_url=endpoint.url, api_key="x", max_retries=0, timeout=60
+        ) as client:
+            body: Json = {**base.request(CALL), "model": endpoint.model, "max_tokens": 1}
+            asks = (client.chat.completions.create(**body) for _ in range(16))
+            return await asyncio.gather(*asks, return_exceptions=True)
+
+    assert [got for got in asyncio.run(ask_all()) if isinstance(got, Exception)] == []
+
+
+LIMITS = ParityConfig(tokens=24)
+
+
+def outside(model: Path, trials: Storage, adapter: str, dtype: str | None = None) -> Any:
+    """What an adapter, or the base, says without vLLM."""
+    folder = Path(trials.url) / adapter / "adapter" if adapter else None
+    records = [CALL, TEXT]
+    return reference.generate(model, folder, records, LIMITS, context=2048, dtype=dtype, threads=1)
+
+
+def parity(model: Path, trained: list[Generation], endpoint: Endpoint) -> Parity:
+    got = probe.generate(endpoint, [CALL, TEXT], LIMITS.tokens, 60.0)
+    return compare(trained, got, LIMITS, Renderer.load(model).tokenizer.decode)
+
+
+@pytest.mark.parametrize("adapter", ["", "call", "text"])
+def test_a_served_model_does_what_it_did_outside_the_engine(
+    served: EngineSpec, model: Path, trials: Storage, adapter: str
+) -> None:
+    found = parity(model, outside(model, trials, adapter), served.endpoint(adapter))
+    assert (found.passed, found.first_difference) == (True, "")
+    assert found.answer_tokens > 2
+    if adapter:
+        assert found.same_answers == 2
+
+
+@pytest.mark.parametrize("instead", ["", "text", "weaker"])
+def test_another_adapter_than_the_trained_one_is_noticed(
+    served: EngineSpec, model: Path, trials: Storage, instead: str
+) -> None:
+    found = parity(model, outside(model, trials, "call"), served.endpoint(instead))
+    assert not found.passed
+    assert found.first_difference.startswith(f"record {CALL.id}: answer token "), found
+
+
+def test_another_template_than_in_training_is_noticed(
+    served: EngineSpec, model: Path, trials: Storage, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "other")
+    template = tmp_path / "other" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>{{", "<|im_start|> {{"))
+    found = parity(model, outside(tmp_path / "other", trials, "call"), served.endpoint("call"))
+    assert not found.passed
+    assert found.first_difference.startswith(f"record {CALL.id}: prompts differ from token 2 on")
+
+
+def test_a_record_longer_than_the_models_context_is_unscored_not_failed(
+    served: EngineSpec, tmp_path: Path
+) -> None:
+    long = sample_record("Where is A-1? " * 2000, tool_reply("track_order", {"order_id": "A-1"}))
+    (got,) = answers(served.endpoint("call"), [long], tmp_path)
+    assert got.message is None
+    scores = scoring.score(long, got)
+    assert {(s.status, s.reason, s.value) for s in scores} == {
+        (ScoreStatus.UNSCORED, "context_length", None)
+    }
+
+
+def test_a_probe_of_what_is_not_served_is_an_engine_error(served: EngineSpec) -> None:
+    with pytest.raises(EngineError, match="asking tiny:nowhere for token ids"):
+        probe.generate(served.endpoint("nowhere"), [CALL], 4, 60.0)
+
+
+def test_every_tool_parser_that_can_be_told_is_one_of_vllms() -> None:
+    from vllm.tool_parsers import ToolParserManager
+
+    known = set(ToolParserManager.list_registered())
+    assert {parser for _, parser in tool_parsers.MARKS} - known == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"max_modle_len": 512}, "max_modle_len: vLLM has no such engine argument; did you mean "
+         "max_model_len?"),
+        ({"max_model_len": "4096 tokens"}, "max_model_len: Input should be a valid integer"),
+        ({"dtype": "bf17"}, "dtype: Input should be 'auto', 'half', 'float16', 'bfloat16'"),
+        ({"compilation_config": {"moode": 3}}, "compilation_config: moode: Unexpected keyword"),
+        ({"served_model_name": "x"}, "served_model_name: is not for the experiment file"),
+    ],
+)  # fmt: skip
+def test_wrong_engine_arguments_are_told_before_anything_starts(arguments: Json, said: str) -> None:
+    (problem,) = options.problems({"judge.engine": arguments})
+    assert problem.startswith(f"judge.engine.{said}")
+
+
+def test_engine_arguments_are_looked_at_where_engines_start(ray_session: None) -> None:
+    good = {"max_model_len": 4096, "quantization": None, "speculative_config": {"method": "ngram"}}
+    options.check({"candidates.0.engine": good, "judge.engine": {}})
+    with pytest.raises(ConfigError, match=r"candidates\.1\.engine\.dtyp: .* did you mean dtype"):
+        options.check({"candidates.0.engine": good, "candidates.1.engine": {"dtyp": "half"}})
 
 
 def test_a_judges_verdicts_all_parse_even_from_a_model_that_knows_nothing(

@@ -1,0 +1,116 @@
+"""What a model says where it was trained: the side of parity that needs torch and PEFT.
+
+The model is loaded from what training left on disk and answers greedily, without vLLM. A trainer
+does it at its end, while it holds its resources anyway; what it said waits in the trial's folder
+for the engine (`flywheel.parity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flywheel.config import ParityConfig
+from flywheel.errors import TrainingError, boundary
+from flywheel.parity import LIKELIEST, Generation
+from flywheel.rendering import Renderer
+from flywheel.types import Record
+
+_TYPES = {"half": "float16", "float": "float32"}
+"""vLLM's short names."""
+
+
+def generate(
+    model_folder: Path,
+    adapter_folder: Path | None,
+    records: Sequence[Record],
+    limits: ParityConfig,
+    *,
+    context: float,
+    dtype: str | None,
+    threads: int,
+) -> list[Generation]:
+    """Let the model answer the first records that fit.
+
+    Args:
+        model_folder: The base model.
+        adapter_folder: A PEFT adapter of it; ``None`` for the base itself.
+        records: Where to take prompts from.
+        limits: How many to answer, and how far.
+        context: Tokens that prompt and answer may have together in the engine.
+        dtype: The engine's, if the experiment file names one.
+        threads: CPU threads to compute with.
+
+    Raises:
+        TrainingError: No record fits, or the model cannot be loaded.
+    """
+    renderer = Renderer.load(model_folder)
+    asked: dict[str, list[int]] = {}
+    for record in records:
+        prompt = renderer.prompt_ids(record.messages, record.tools)
+        if len(asked) < limits.records and len(prompt) + limits.tokens <= context:
+            asked[record.id] = prompt
+    if not asked:
+        raise TrainingError(
+            f"parity: none of {len(records)} records has room for {limits.tokens} answer tokens in "
+            f"a context of {context:g}; lower parity.tokens or raise engine.max_model_len"
+        )
+    with boundary(TrainingError, f"answering with {adapter_folder or model_folder}"):
+        model = _load(model_folder, adapter_folder, dtype, threads)
+        said = _greedy(model, renderer.tokenizer, list(asked.values()), limits.tokens)
+        return [
+            Generation(name, prompt, *one)
+            for (name, prompt), one in zip(asked.items(), said, strict=True)
+        ]
+
+
+def _load(model_folder: Path, adapter_folder: Path | None, dtype: str | None, threads: int) -> Any:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    cuda = torch.cuda.is_available()
+    dtype = dtype or ("auto" if cuda else "bfloat16")
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(model_folder),
+        dtype=_TYPES.get(dtype, dtype),
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    if adapter_folder:
+        model = PeftModel.from_pretrained(model, str(adapter_folder))
+    return model.to("cuda" if cuda else "cpu").eval()
+
+
+def _greedy(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], tokens: int
+) -> list[tuple[list[int], list[dict[int, float]]]]:
+    """Each prompt's answer and the likeliest tokens on the way: one batch, padded on the left."""
+    import torch
+    from transformers import GenerationConfig
+
+    end = tokenizer.eos_token_id
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[end] * (longest - len(p)) + p for p in prompts], device=model.device)
+    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    # A repository's own generation defaults (penalties, further stops) are not what serving uses.
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=tokens, eos_token_id=end, pad_token_id=end
+    )
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=seen.to(model.device),
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    values, names = torch.stack(out.logits, 1).float().log_softmax(-1).topk(LIKELIEST)
+    said = []
+    for row, answer in enumerate(out.sequences[:, longest:].tolist()):
+        length = answer.index(end) + 1 if end in answer else len(answer)
+        places = zip(names[row, :length].tolist(), values[row, :length].tolist(), strict=True)
+        likeliest = [{t: round(v, 4) for t, v in zip(*place, strict=True)} for place in places]
+        said.append((answer[:length], likeliest))
+    return said

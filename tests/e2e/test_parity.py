@@ -1,0 +1,146 @@
+"""A sweep over two bases starts two engines; an adapter that answers differently is not ranked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flywheel.sample_logs import ROUTER, write_sample_logs
+from flywheel.storage import Storage
+from flywheel.testing import tiny_model
+from flywheel.types import Json
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+EVAL_SIZE = 6
+
+
+def flywheel(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flywheel", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep and where it is."""
+
+    file: Path
+    storage: Storage
+    models: tuple[str, str]
+
+    @property
+    def run_id(self) -> str:
+        (name,) = self.storage.at("runs").names()
+        return name
+
+    @property
+    def run(self) -> Storage:
+        return self.storage.at("runs", self.run_id)
+
+    def results(self) -> list[Json]:
+        trials = self.run.at("trials")
+        return [trials.at(key).read_json("result.json") for key in trials.names()]
+
+    def adapted(self) -> list[Json]:
+        return [r for r in self.results() if r["trial"]["method"] == "lora"]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Two bases, each as it is, with one and with two examples, and with four adapters."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sample_logs(folder / "logs", 200)
+    models = [tiny_model(folder / name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    experiment: Json = {
+        "name": "sweep",
+        "logs": str(folder / "logs"),
+        "workload": ROUTER,
+        "storage": str(folder / "storage"),
+        "dataset": {"eval_size": EVAL_SIZE},
+        "candidates": [{"model": str(m), "engine": {"max_model_len": 4096}} for m in models],
+        "methods": {
+            "base": {},
+            "icl": {"examples": [1, 2], "selection": "lexical"},
+            "lora": {
+                "rank": [8, 16],
+                "learning_rate": [1e-2, 2e-2],
+                "epochs": 1,
+                "max_train_records": 32,
+            },
+        },
+        "sampling": {"max_tokens": 16},
+        "parity": {"records": 3, "tokens": 12},
+        "judge": None,
+    }
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    done = flywheel("run", str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    return Sweep(file, Storage(str(folder / "storage")), (str(models[0]), str(models[1])))
+
+
+def test_fourteen_trials_on_two_bases_start_two_engines(sweep: Sweep) -> None:
+    assert [r["status"] for r in sweep.results()] == ["succeeded"] * 14
+    assert sweep.run.read_json("run.json")["engine_starts"] == dict.fromkeys(sweep.models, 1)
+
+
+def test_every_adapter_has_passed_and_says_so(sweep: Sweep) -> None:
+    assert len(sweep.adapted()) == 8
+    for result in sweep.adapted():
+        parity = result["parity"]
+        assert (parity["passed"], parity["records"], parity["first_difference"]) == (True, 3, "")
+        assert parity["answer_tokens"] > 0
+        assert sweep.run.at("trials", result["key"]).read_json("parity.json") == parity
+
+
+def test_an_adapter_that_changed_after_training_is_not_ranked(sweep: Sweep) -> None:
+    victim = max(sweep.adapted(), key=lambda r: r["trial"]["parameters"]["learning_rate"])
+    folder = sweep.run.at("trials", victim["key"])
+    told = folder.read_json("adapter/adapter_config.json")
+    changed = {**told, "lora_alpha": told["lora_alpha"] * 4}
+    folder.write_json("adapter/adapter_config.json", changed)
+    for name in ("parity.json", "answers.json", "completions", "scores", "result.json"):
+        folder.remove(name)
+    sweep.run.write_json("run.json", {**sweep.run.read_json("run.json"), "status": "running"})
+
+    done = flywheel("run", str(sweep.file), "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    result = folder.read_json("result.json")
+    assert result["status"] == "failed"
+    assert result["error"].startswith("parity: record ")
+    assert "the trained model says" in result["error"]
+    assert result["parity"]["passed"] is False
+    assert not folder.exists("answers.json")
+    board = json.loads(done.stdout)
+    failed = [row for row in board["rows"] if row["result"]["key"] == victim["key"]]
+    assert [row["result"]["status"] for row in failed] == ["failed"]
+    starts = sweep.run.read_json("run.json")["engine_starts"]
+    assert sorted(starts.values()) == [1, 2]
+
+    folder.write_json("adapter/adapter_config.json", told)
+
+
+def test_parity_can_be_asked_for_candidates_and_for_the_adapters_of_a_run(sweep: Sweep) -> None:
+    done = flywheel("parity", str(sweep.file), "--set", "candidates.1.name=second", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert sorted(found) == ["one base", "second base"]
+    assert all(one["passed"] for one in found.values())
+
+    done = flywheel("parity", sweep.run_id, "--storage", sweep.storage.url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("passed") == 10
+
+
+def test_a_typo_in_the_engines_options_ends_before_any_work(sweep: Sweep) -> None:
+    done = flywheel("run", str(sweep.file), "--set", "candidates.1.engine.max_modle_len=512")
+    assert done.returncode == 2
+    assert "candidates.1.engine.max_modle_len: vLLM has no such engine argument" in done.stderr
+    assert "did you mean max_model_len?" in done.stderr
+    assert len(sweep.storage.at("runs").names()) == 1

@@ -1,0 +1,78 @@
+"""What a model says outside the engine, and what is asked of an engine, token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flywheel.config import ParityConfig
+from flywheel.errors import EngineError, TrainingError
+from flywheel.methods import reference
+from flywheel.parity import LIKELIEST, Generation
+from flywheel.rendering import Renderer
+from flywheel.serving import probe
+from flywheel.testing import FakeEndpoint, sample_record, text_reply, tiny_model
+from flywheel.types import Record
+
+RECORDS = [sample_record(text) for text in ("Hi?", "Where is order A-1? " * 3, "Send it back.")]
+LIMITS = ParityConfig(records=3, tokens=6)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def generate(
+    model: Path, records: list[Record], limits: ParityConfig = LIMITS, context: float = 4096
+) -> list[Generation]:
+    return reference.generate(
+        model, None, records, limits, context=context, dtype="float", threads=1
+    )
+
+
+def test_answers_do_not_depend_on_what_else_is_in_the_batch(model: Path) -> None:
+    together = generate(model, RECORDS)
+    for record, got in zip(RECORDS, together, strict=True):
+        (alone,) = generate(model, [record])
+        assert (got.record_id, got.prompt, got.answer) == (record.id, alone.prompt, alone.answer)
+        for mine, other in zip(got.likeliest, alone.likeliest, strict=True):
+            assert mine == pytest.approx(other, abs=2e-4)
+
+
+def test_log_probabilities_are_those_of_a_plain_forward_pass(model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    (got,) = generate(model, RECORDS[:1])
+    assert got.prompt == Renderer.load(model).prompt_ids(RECORDS[0].messages, RECORDS[0].tools)
+    plain = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+    with torch.inference_mode():
+        logits = plain(torch.tensor([got.prompt + got.answer])).logits[0]
+    expected = logits[len(got.prompt) - 1 :].log_softmax(-1)
+    for token, place, values in zip(got.answer, got.likeliest, expected, strict=False):
+        assert token == int(values.argmax())
+        assert len(place) == LIKELIEST
+        assert place == pytest.approx({t: float(values[t]) for t in place}, abs=2e-4)
+
+
+def test_records_that_do_not_fit_the_engine_make_room_for_others(model: Path) -> None:
+    context = len(generate(model, RECORDS[2:])[0].prompt) + LIMITS.tokens
+    got = generate(model, RECORDS, context=context)
+    assert [one.record_id for one in got] == [RECORDS[0].id, RECORDS[2].id]
+    one = generate(model, RECORDS, ParityConfig(records=1, tokens=6))
+    assert [o.record_id for o in one] == [RECORDS[0].id]
+
+
+def test_no_record_that_fits_is_told_with_the_way_out(model: Path) -> None:
+    with pytest.raises(TrainingError, match=r"none of 3 records has room for 6 .*parity\.tokens"):
+        generate(model, RECORDS, context=10)
+
+
+def test_a_server_that_tells_no_token_ids_is_an_engine_error() -> None:
+    with (
+        FakeEndpoint(lambda body: text_reply("hi")) as fake,
+        pytest.raises(EngineError, match="asking fake for token ids"),
+    ):
+        probe.generate(fake.endpoint(), RECORDS[:1], 4, 10.0)
