@@ -26,6 +26,7 @@ bench-training: install  ## LoRA's speed against TRL and a plain PEFT loop (20 m
 	$(BIN)/python -m tests.benchmarks.training
 bench-scoring: install  ## Speed of scoring, agreement with BFCL's checker (a minute).
 	$(BIN)/python -m tests.benchmarks.scoring
+	$(BIN)/python -m tests.benchmarks.board
 	$(BIN)/python -m tests.benchmarks.bfcl
 
 check: install  ## Lint, formatting, types.

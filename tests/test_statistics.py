@@ -284,7 +284,7 @@ def test_the_power_plan_is_what_simulation_shows():
     assert shown == pytest.approx(0.8, abs=0.05)
     assert plan(n, 0.1, 0.05, asked_again=False).enough
     assert plan(n, 0.1, 0.05, asked_again=False).smallest_margin == pytest.approx(0.1, abs=1e-3)
-    assert plan(3, 0.1, 0.3, asked_again=False).smallest_margin == 1.0
+    assert plan(1, 0.1, 0.9, asked_again=False).smallest_margin == 1.0
 
 
 def test_against_production_asked_again_only_disagreement_costs():
