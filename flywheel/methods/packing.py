@@ -180,11 +180,13 @@ def attend(
         rows = x[:, at:].transpose(0, 1).split(batch.rows)
         return pad_sequence(rows, batch_first=True).transpose(1, 2)  # (rows, heads, longest, width)
 
-    def seen(x: torch.Tensor) -> torch.Tensor:
+    def with_prefix(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x[None, :, :at].expand(len(batch.rows), -1, -1, -1), own(x)], dim=2)
 
     visible = torch.ones(longest, at + longest, dtype=torch.bool, device=q.device).tril(at)
-    rows = scaled_dot_product_attention(own(q), seen(k), seen(v), visible, dropout, scale=scaling)
+    rows = scaled_dot_product_attention(
+        own(q), with_prefix(k), with_prefix(v), visible, dropout, scale=scaling
+    )
     parts = [row[:, :length] for row, length in zip(rows, batch.rows, strict=True)]
     return torch.cat([common[0], *parts], dim=1).transpose(0, 1)[None].contiguous(), None
 
