@@ -27,7 +27,9 @@ def rule(experiment: Experiment) -> Json:
         return {}
     metric = ranking.metric or TOOL_METRIC
     names = list(experiment.dataset.group_by)
-    return {"adaptive": {"metric": metric, "floor": 1 - ranking.margin, "group_by": names}}
+    order = experiment.scoring.call_order
+    told = {"metric": metric, "floor": 1 - ranking.margin, "group_by": names, "call_order": order}
+    return {"adaptive": told}
 
 
 def order(
@@ -69,7 +71,7 @@ def stops(rule: Json, records: Sequence[Record], completions: Sequence[Completio
     scores = [
         (groups[record.id], score.value)
         for record, completion in zip(records, completions, strict=False)
-        for score in scoring.score(record, completion)
+        for score in scoring.score(record, completion, rule["call_order"])
         if score.metric == rule["metric"] and score.value is not None
     ]
     values = [[v for _, v in of] for _, of in groupby(scores, key=lambda pair: pair[0])]
