@@ -72,6 +72,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the latest unfinished run of this file.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run anew what earlier runs have finished.")
+    ] = False,
     address: Address = None,
     verbose: Annotated[bool, typer.Option(help="Show the libraries' own logs.")] = False,
     as_json: AsJson = False,
@@ -90,7 +93,7 @@ def run(
     err.print(where, highlight=False, soft_wrap=True)
     shown = display(err)
     try:
-        outcome = pipeline.run(loaded, run_id, address, shown)
+        outcome = pipeline.run(loaded, run_id, address, shown, fresh=fresh)
     finally:
         shown.close()
     for warning in outcome.warnings:

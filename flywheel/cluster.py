@@ -62,6 +62,10 @@ class Cluster:
         if not any(_fits(needs, node) for node in self.nodes):
             raise ClusterError(f"{what} needs {needs} on one node; the cluster has {self}")
 
+    def room(self, needs: Needs) -> int:
+        """How many of these the cluster holds at the same time."""
+        return sum(_times(needs, node) for node in self.nodes)
+
     def require_key(self, name: str | None) -> None:
         """Check that workers find a key in their environment, which need not be the driver's.
 
@@ -142,6 +146,13 @@ def _knock(address: str) -> None:
         return  # "auto", or a URL that Ray may know
     with boundary(ClusterError, f"joining the Ray cluster at {address}"):
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+def _times(needs: Needs, node: dict[str, float]) -> int:
+    if not _fits(needs, node):
+        return 0
+    wanted = {"CPU": needs.cpus, "GPU": needs.gpus}
+    return min(int(node[name] // amount) for name, amount in wanted.items() if amount)
 
 
 def _fits(needs: Needs, node: dict[str, float]) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flywheel.errors import ConfigError
+from flywheel.spaces import Searched, Space, extremes
 from flywheel.types import Json
 
 SERVABLE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -28,7 +29,11 @@ class _Model(BaseModel):
     """Unknown keys are mistakes; a loaded experiment never changes."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -170,76 +175,97 @@ class DatasetConfig(_Model):
         return _seconds(self.since), _seconds(self.until)
 
 
-class BaseConfig(_Model):
-    """Replay production's prompt unchanged."""
+Count = Annotated[int, Field(ge=1, le=64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+SystemPrompt = Space[str | None]
+"""A text file whose content replaces the system message; ``null`` leaves production's."""
 
 
-class IclConfig(_Model):
+class BaseConfig(_Model, Searched):
+    """Replay production's prompt, unchanged but for what is said here."""
+
+    system_prompt: SystemPrompt = None
+    """A text file whose content replaces the system message; ``null`` leaves production's."""
+
+
+class IclConfig(_Model, Searched):
     """Few-shot prompting with training records. A list is a grid: one trial per combination."""
 
-    examples: Annotated[int, Field(ge=1, le=64)] | list[Annotated[int, Field(ge=1, le=64)]] = 3
+    examples: Space[Count] = 3
     """How many stand in a prompt; fewer where that many do not fit the context window."""
     min_examples: Annotated[int, Field(ge=0, le=64)] = 1
     """Results count the records whose prompts have room for fewer than this."""
-    selection: Literal["semantic_similarity", "lexical", "uniform_distribution"] = (
+    selection: Space[Literal["semantic_similarity", "lexical", "uniform_distribution"]] = (
         "semantic_similarity"
     )
     """Examples are the training records whose queries lie nearest by an embedding model's cosine,
     or by BM25, which needs none; or each class gets equally many, whatever the query."""
     embedding_model: str | None = "sentence-transformers/all-MiniLM-L6-v2"
     """For ``semantic_similarity``; with ``null`` that is ``lexical``."""
-    relevance_ratio: (
-        Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]]
-    ) = 1.0
+    relevance_ratio: Space[Share] = 1.0
     """Share of the examples that are simply the nearest. The rest show classes not shown yet, each
-    by its own nearest record: 0.7 of 3 are the 2 nearest and 1 of another class."""
+    by its own nearest record: 0.7 of 3 are the 2 nearest and 1 of another class. Not for
+    ``uniform_distribution``, which knows no nearest."""
+    order: Space[Literal["nearest_last", "nearest_first"]] = "nearest_last"
+    """Which example stands beside the query."""
     max_context_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens that prompt and answer may have together. Default: what the engine takes, for weights
     served here; no limit for endpoints, whose prompts are counted by a cautious estimate."""
+    system_prompt: SystemPrompt = None
+    """A text file whose content replaces the system message; ``null`` leaves production's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> IclConfig:
-        fewest = min(as_list(self.examples), default=self.min_examples)
+        fewest = min(extremes(self.examples))
         if self.min_examples > fewest:
             raise ValueError(f"min_examples {self.min_examples} is more than examples ({fewest})")
-        if self.selection == "uniform_distribution" and as_list(self.relevance_ratio) != [1.0]:
+        only_uniform = set(extremes(self.selection)) == {"uniform_distribution"}
+        if only_uniform and extremes(self.relevance_ratio) != [1.0]:
             raise ValueError("uniform_distribution knows no nearest; relevance_ratio is not for it")
         return self
 
     @property
-    def chosen_by(self) -> str:
-        """``selection`` as it is done: without an embedding model nothing is semantic."""
-        semantic = self.selection == "semantic_similarity"
-        return "lexical" if semantic and self.embedding_model is None else self.selection
+    def semantic(self) -> bool:
+        """Whether any trial needs the embedding model."""
+        wanted = "semantic_similarity" in extremes(self.selection)
+        return wanted and self.embedding_model is not None
 
 
 Rank = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class LoraConfig(_Model):
+class LoraConfig(_Model, Searched):
     """LoRA fine-tuning (Hu et al., 2021, arXiv:2106.09685). A list is a grid."""
 
-    rank: Rank | list[Rank] = 16
-    alpha_ratio: Positive | list[Positive] = 2.0
-    """alpha = alpha_ratio x rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    learning_rate: Positive | list[Positive] = 1e-3
-    epochs: Positive | list[Positive] = 2.0
-    max_train_records: Annotated[int, Field(ge=1)] | None = None
+    rank: Space[Rank] = 16
+    alpha_ratio: Space[Positive] = 2.0
+    """alpha = alpha_ratio x rank, whatever rank a trial has."""
+    dropout: Space[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    learning_rate: Space[Positive] = 1e-3
+    epochs: Space[Positive] = 2.0
+    max_train_records: Space[Annotated[int, Field(ge=1)] | None] = None
     """Train on at most this many records."""
-    batch_records: Annotated[int, Field(ge=1)] = 16
+    class_balance: Space[Literal["natural", "equal"]] = "natural"
+    """``equal``: as many rows of each class, those of rare classes repeated; the number of rows
+    stays."""
+    curriculum: Space[Literal["none", "short_first"]] = "none"
+    """``short_first``: the first epoch sees short examples before long ones."""
+    system_prompt: SystemPrompt = None
+    """A text file whose content replaces the system message, in training and in eval; ``null``
+    leaves production's."""
+    batch_records: Space[Annotated[int, Field(ge=1)]] = 16
     """Training examples per optimiser step."""
     max_tokens: Annotated[int, Field(ge=16)] = 2048
     """Longer training examples are left out and counted."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_ratio: Space[Annotated[float, Field(ge=0, lt=1)]] = 0.1
+    weight_decay: Space[Annotated[float, Field(ge=0)]] = 0.0
     cpus: Annotated[float, Field(gt=0)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _servable(self) -> LoraConfig:
-        for rank in as_list(self.rank):
+        for rank in extremes(self.rank):
             if rank not in SERVABLE_RANKS:
                 allowed = ", ".join(map(str, SERVABLE_RANKS))
                 raise ValueError(f"rank {rank} cannot be served by vLLM; allowed: {allowed}")
@@ -263,6 +289,50 @@ class MethodsConfig(_Model):
     def chosen(self) -> list[str]:
         """Names of the methods to try."""
         return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+
+class SchedulerConfig(_Model):
+    """Which trainings are stopped early, by validation loss against the other trials'."""
+
+    kind: Literal["none", "asha", "median"] = "none"
+    """ASHA (Li et al., 2020, arXiv:1810.05934) keeps the best ``1 / reduction`` of those that came
+    as far; ``median`` stops what is worse than the median of the others so far."""
+    grace: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of its training before which no trial is stopped."""
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    """For ``asha``."""
+
+
+class SearchConfig(_Model):
+    """How trials are found where methods have lists or distributions."""
+
+    algorithm: Literal["grid", "random", "optuna"] = "grid"
+    """``grid``: every combination of lists. ``random``: for each of those, ``samples`` draws from
+    the distributions. ``optuna``: ``samples`` fine-tunings per candidate, suggested by TPE from
+    those before, lists being choices; other methods are drawn at random, as nothing is known of
+    them before they have answered."""
+    samples: Annotated[int, Field(ge=1, le=100_000)] = 10
+    objectives: Annotated[list[Literal["val_loss", "cost"]], Field(min_length=1, max_length=2)] = [
+        "val_loss"
+    ]
+    """What Optuna minimises: nats per answer token on val, and the seconds that training takes;
+    with both it looks along their Pareto front."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trainings at the same time; default: what fits on the cluster."""
+
+
+class BudgetConfig(_Model):
+    """What a run may take. Once reached, no trial is started; those that run are finished."""
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """All methods together; ``base`` and ``icl`` come first."""
+    gpu_hours: Positive | None = None
+    """Of training and answering together."""
+    dollars: Positive | None = None
+    """By each candidate's ``price_per_hour`` or ``price``."""
+    hours: Positive | None = None
+    """Of this command's wall clock."""
 
 
 class JudgeConfig(ModelConfig):
@@ -327,6 +397,8 @@ class Experiment(_Model):
     dataset: DatasetConfig = DatasetConfig()
     candidates: Annotated[list[CandidateConfig], Field(min_length=1)]
     methods: MethodsConfig
+    search: SearchConfig = SearchConfig()
+    budget: BudgetConfig = BudgetConfig()
     sampling: SamplingConfig = SamplingConfig()
     judge: JudgeConfig | None = JudgeConfig()
     """``null`` for none."""
@@ -348,14 +420,25 @@ class Experiment(_Model):
                 raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
         return self
 
+    @model_validator(mode="after")
+    def _searchable(self) -> Experiment:
+        drawn = [
+            f"methods.{method}.{name}"
+            for method in self.methods.chosen
+            for name in getattr(self.methods, method).distributions()
+        ]
+        if drawn and self.search.algorithm == "grid":
+            raise ValueError(
+                f"{drawn[0]} is a distribution; search.algorithm grid knows only lists"
+            )
+        by_loss = self.search.algorithm == "optuna" or self.search.scheduler.kind != "none"
+        if self.methods.lora and by_loss and self.dataset.val_ratio == 0:
+            raise ValueError("optuna and schedulers go by validation loss; raise dataset.val_ratio")
+        return self
+
 
 def _place(model: ModelConfig) -> tuple[str, str]:
     return model.model, (model.endpoint or "").rstrip("/")
-
-
-def as_list(value: Any) -> list[Any]:
-    """A grid's values: a list as it is, anything else as its only element."""
-    return list(value) if isinstance(value, list) else [value]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -396,6 +479,13 @@ def validate(data: Json, source: str) -> Experiment:
     except ValidationError as error:
         lines = [_explain(source, problem) for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def schema() -> Json:
+    """JSON Schema of an experiment file, from which editors complete it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | (
+        Experiment.model_json_schema()
+    )
 
 
 def dump(experiment: Experiment) -> str:
@@ -472,7 +562,7 @@ def _fields_at(path: Sequence[Any]) -> list[str]:
         if isinstance(part, int):
             options = [place.get("items", {})]
         option = options[0]
-        for choice in option.get("anyOf", [option]):
+        for choice in option.get("anyOf", option.get("oneOf", [option])):
             if "$ref" in choice or "items" in choice:
                 option = choice
         if "$ref" in option:

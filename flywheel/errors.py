@@ -9,7 +9,8 @@
     │   └── ClusterError          the cluster is too small for what is asked
     ├── StorageError              the run's storage did not answer
     ├── EngineError               a model could not be served
-    ├── TrainingError             a trainer stopped
+    ├── TrainingError             a trainer cannot go on
+    ├── TrialStoppedError         a scheduler ended a training early; no failure
     └── Interrupted               Ctrl-C or SIGTERM; the run can be resumed
 
 A message says what is wrong, where, and what to do. Errors cross process boundaries, so each is
@@ -64,6 +65,10 @@ class EngineError(FlywheelError):
 
 class TrainingError(FlywheelError):
     """A trainer cannot go on: a non-finite loss, no training rows, out of memory."""
+
+
+class TrialStoppedError(FlywheelError):
+    """A scheduler ended this training early: others of the same search do better."""
 
 
 class Interrupted(FlywheelError):  # noqa: N818 -- nothing went wrong

@@ -30,10 +30,13 @@ from flywheel import (
     leaderboard,
     models,
     report,
+    reuse,
+    sweep,
     trials,
 )
-from flywheel.cluster import Needs, connect
-from flywheel.config import CandidateConfig, Experiment, JudgeConfig, ModelConfig, as_list
+from flywheel.budget import Budget
+from flywheel.cluster import connect
+from flywheel.config import CandidateConfig, Experiment, JudgeConfig, ModelConfig
 from flywheel.datasets import Manifest
 from flywheel.errors import FlywheelError, Interrupted
 from flywheel.inference import read as read_completions
@@ -43,14 +46,15 @@ from flywheel.leaderboard import Leaderboard
 from flywheel.progress import Display, Silent
 from flywheel.serving import Endpoint, engine, remote
 from flywheel.serving.engine import EngineSpec
+from flywheel.spaces import extremes
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
 from flywheel.types import Completion, Json, Score, Trial, TrialResult, content_hash
 
-_SLIVER = Needs(0.01, 0)
-"""What a trial holds that only waits for an endpoint."""
+_EVALUATIONS = 8
+"""Validation losses on the way through a training, where a scheduler goes by them."""
 _PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
 
 
@@ -89,6 +93,8 @@ def run(
     run_id: str,
     address: str | None = None,
     display: Display | None = None,
+    *,
+    fresh: bool = False,
 ) -> Outcome:
     """Run an experiment to its leaderboard, going on where ``run_id`` was left.
 
@@ -97,19 +103,22 @@ def run(
         run_id: A new name, or that of an interrupted run of the same experiment.
         address: A Ray cluster to join; default: ``RAY_ADDRESS``, else this machine.
         display: Shows progress.
+        fresh: Run trials anew that an earlier run on the same dataset has finished.
 
     Raises:
         RequestError: The request cannot be met; nothing was trained or asked.
         FlywheelError: The run failed; what is finished stays for a resumed run.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    return _Run(experiment, run_id, display or Silent()).go(address)
+    return _Run(experiment, run_id, display or Silent(), fresh=fresh).go(address)
 
 
 class _Run:
     """The state of one run: where it works and what it has learned so far."""
 
-    def __init__(self, experiment: Experiment, run_id: str, display: Display) -> None:
+    def __init__(
+        self, experiment: Experiment, run_id: str, display: Display, *, fresh: bool
+    ) -> None:
         self.experiment = experiment
         self.run_id = run_id
         self.show = display.update
@@ -117,6 +126,8 @@ class _Run:
         self.tracker = Tracker(experiment, run_id, self.desk.storage)
         self.recording = False
         """Whether MLflow knows of the run."""
+        self.fresh = fresh or self._was_fresh()
+        self.budget = Budget(experiment.budget)
         self.started = _now()
         self.commit = _commit()
 
@@ -139,32 +150,39 @@ class _Run:
     def _turn(self) -> Outcome:
         experiment, desk = self.experiment, self.desk
         manifest = curation.curate(experiment, desk.storage, self.show)
-        planned = trials.plan(experiment, manifest.fingerprint)
-        self._note("running", dataset=manifest.fingerprint, trials=len(planned))
+        planned, samples = self.budget.within(
+            trials.plan(experiment, manifest.fingerprint), trials.suggestions(experiment)
+        )
+        self._note("running", dataset=manifest.fingerprint, trials=len(planned) + samples)
         self.tracker.start(manifest.to_json())
         self.recording = True
 
         with ExitStack() as cleanup:
             if not self.cluster.ours:  # a Ray of our own takes Serve down with it
                 cleanup.callback(engine.stop_if_idle)
-            self._train(planned)
+            earlier = self._earlier(planned, manifest.fingerprint)
+            planned += self._train(planned, samples, earlier)
             self._answer(planned)
             calibration = self._judge(planned, manifest)
 
-        results = [self._result(trial, calibration) for trial in planned]
+        begun = [trial for trial in planned if desk.folder(trial).exists("spec.json")]
+        results = [self._result(trial, calibration) for trial in begun]
+        if not results:
+            raise FlywheelError("; ".join(self.budget.sentences()))
         board = self._rank(results, manifest, calibration)
         page = self._report(board, manifest, results)
         self._track(board, page, results)
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
-        self._note("succeeded", dataset=manifest.fingerprint, trials=len(planned))
+        limits = self.budget.sentences()
+        self._note("succeeded", dataset=manifest.fingerprint, trials=len(begun), limits=limits)
         return Outcome(
             self.run_id,
             desk.run,
             board,
             manifest.to_json(),
             self.tracker.uri,
-            self.tracker.warnings,
+            [*limits, *self.tracker.warnings],
         )
 
     # -- before any work ---------------------------------------------------------------------
@@ -182,8 +200,9 @@ class _Run:
                 continue
             models.available(model.model)
             self.cluster.require(self.cluster.engine_needs(model), f"the engine of {model.model}")
+        trials.plan(experiment, "")  # reads what it names
         icl = experiment.methods.icl
-        if icl and icl.embedding_model and icl.chosen_by == "semantic_similarity":
+        if icl and icl.semantic and icl.embedding_model:
             models.available(icl.embedding_model)
         if experiment.methods.lora:
             needs = self.cluster.trainer_needs(experiment.methods.lora)
@@ -191,17 +210,56 @@ class _Run:
 
     # -- trials ------------------------------------------------------------------------------
 
-    def _train(self, planned: Sequence[Trial]) -> None:
-        """Train first, all of it: a small cluster holds a trainer or an engine, not both."""
-        lora = self.experiment.methods.lora
-        waiting = self._without(planned, "training.json", method="lora")
-        if lora is None or not waiting:
-            return
-        needs = self.cluster.trainer_needs(lora)
-        step = partial(_train_step, desk=self.desk, threads=math.ceil(needs.cpus))
-        show = partial(self.show, f"training {len(waiting)} adapters")
-        show(0, 0)
-        fanout.map_over(step, waiting, self.desk, needs, len(waiting), show)
+    def _earlier(self, planned: Sequence[Trial], fingerprint: str) -> reuse.Earlier:
+        """Take over what earlier runs have finished, and count what this one has taken before."""
+        earlier = reuse.Earlier(self.experiment, self.desk, fingerprint)
+        if self.fresh:
+            earlier.runs.clear()
+        for key in self.desk.trials.names():  # of earlier sessions of this run
+            if not reuse.source(self.desk.trials.at(key)):
+                self._spent(trials.read(self.desk.trials.at(key)))
+        for trial in planned:
+            earlier.adopt(trial)
+        earlier.calibration()
+        return earlier
+
+    def _train(self, planned: Sequence[Trial], samples: int, earlier: reuse.Earlier) -> list[Trial]:
+        """Train first, all of it: a small cluster holds a trainer or an engine, not both.
+
+        Returns the trials that were not planned but suggested on the way.
+        """
+        lora, search = self.experiment.methods.lora, self.experiment.search
+        if lora is None:
+            return []
+        feed: sweep.Listed | sweep.Guided
+        if trials.guided(self.experiment):
+            feed = sweep.Guided(
+                self.experiment,
+                earlier.fingerprint,
+                self.desk,
+                self.budget,
+                self._trained,
+                earlier.adopt,
+                samples,
+            )
+        else:
+            untrained = self._without(planned, "training.json", method="lora")
+            waiting = [t for t in untrained if trials.stopped(self.desk.folder(t)) is None]
+            feed = sweep.Listed(waiting, self.desk, self.budget, self._trained)
+        if feed.expected:
+            needs = self.cluster.trainer_needs(lora)
+            scheduled = search.scheduler.kind != "none"
+            step = partial(
+                _train_step,
+                desk=self.desk,
+                threads=math.ceil(needs.cpus),
+                evaluations=_EVALUATIONS if scheduled else 0,
+            )
+            show = partial(self.show, f"training {feed.expected} adapters")
+            show(0, 0)
+            together = search.max_concurrent or min(self.cluster.room(needs), feed.expected)
+            fanout.map_over(step, feed, self.desk, together, show, needs, search.scheduler)
+        return list(feed.trials.values()) if isinstance(feed, sweep.Guided) else []
 
     def _answer(self, planned: Sequence[Trial]) -> None:
         """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
@@ -215,7 +273,8 @@ class _Run:
                 step = partial(_answer_step, desk=self.desk, endpoints=endpoints)
                 show = partial(self.show, f"answering with {candidate.title}")
                 show(0, 0)
-                fanout.map_over(step, waiting, self.desk, _SLIVER, 1, show)
+                feed = sweep.Listed(waiting, self.desk, self.budget, self._answered)
+                fanout.map_over(step, feed, self.desk, 1, show)
 
     def _endpoints(
         self, candidate: CandidateConfig, waiting: Sequence[Trial], held: ExitStack
@@ -235,12 +294,12 @@ class _Run:
         needs = self.cluster.engine_needs(model)
         lora = self.experiment.methods.lora
         spec = EngineSpec(
-            name=f"{_slug(model.model)}-{content_hash(self.run_id, 6)}",
+            name=f"{trials.slug(model.model)}-{content_hash(self.run_id, 6)}",
             config=model,
             cpus=needs.cpus,
             gpus=needs.gpus,
             adapters_url=self.desk.trials.url if adapters else "",
-            max_rank=max(map(int, as_list(lora.rank))) if lora else 0,
+            max_rank=max(map(int, extremes(lora.rank))) if lora else 0,
         )
         return engine.serve(spec, local=self.cluster.ours)
 
@@ -254,6 +313,37 @@ class _Run:
     def _failed(self, trial: Trial) -> bool:
         """A LoRA trial without its adapter has failed in training."""
         return trial.method == "lora" and not self.desk.folder(trial).exists("training.json")
+
+    # -- budget ------------------------------------------------------------------------------
+
+    def _spent(self, trial: Trial) -> None:
+        """Count what a trial of an earlier session took."""
+        self._trained(trial)
+        self._answered(trial)
+
+    def _trained(self, trial: Trial) -> None:
+        folder, lora = self.desk.folder(trial), self.experiment.methods.lora
+        facts = trials.stopped(folder)
+        if folder.exists("training.json"):
+            facts = folder.read_json("training.json")
+        if facts is not None and lora is not None:
+            hours = facts["seconds"] / 3600
+            price = self._candidate(trial).price_per_hour or 0.0
+            self.budget.spend(hours * self.cluster.trainer_needs(lora).gpus, hours * price)
+
+    def _answered(self, trial: Trial) -> None:
+        folder, candidate = self.desk.folder(trial), self._candidate(trial)
+        if not folder.exists("answers.json"):
+            return
+        completions = read_completions(folder.at("completions"))
+        _, wall_s = trials.read_latency(folder)
+        gpus = 0 if candidate.remote else self.cluster.engine_needs(candidate).gpus
+        answered = sum(not completion.error for completion in completions)
+        per_1k = costs.cost_of(candidate, completions, wall_s).per_1k_requests or 0.0
+        self.budget.spend(gpus * wall_s / 3600, per_1k * answered / 1000)
+
+    def _candidate(self, trial: Trial) -> CandidateConfig:
+        return next(c for c in self.experiment.candidates if c.title == trial.candidate)
 
     # -- judging -----------------------------------------------------------------------------
 
@@ -300,7 +390,10 @@ class _Run:
     def _result(self, trial: Trial, calibration: Json | None) -> TrialResult:
         folder = self.desk.folder(trial)
         error = trials.failure(folder)
-        if not folder.exists("answers.json"):
+        stop = trials.stopped(folder)
+        if stop is not None:
+            result = TrialResult(trial, "stopped", _told(stop), provenance=self._provenance())
+        elif not folder.exists("answers.json"):
             error = error or "the trial left no answers"
             result = TrialResult(trial, "failed", error, provenance=self._provenance())
         else:
@@ -309,10 +402,11 @@ class _Run:
         return result
 
     def _succeeded(self, trial: Trial, folder: Storage, calibration: Json | None) -> TrialResult:
-        candidate = next(c for c in self.experiment.candidates if c.title == trial.candidate)
+        candidate = self._candidate(trial)
         completions = read_completions(folder.at("completions"))
         latency, wall_s = trials.read_latency(folder)
         judge = {"judge": calibration["identity"]} if calibration else {}
+        reused = {"reused_from": reuse.source(folder)} if reuse.source(folder) else {}
         trained = folder.exists("training.json")
         return TrialResult(
             trial,
@@ -321,7 +415,7 @@ class _Run:
             latency=latency,
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
-            provenance={**self._provenance(), **judge},
+            provenance={**self._provenance(), **judge, **reused},
         )
 
     def _rank(
@@ -397,10 +491,16 @@ class _Run:
                 **note,
                 "finished_at": finished,
                 "tracking_uri": self.tracker.uri,
+                "fresh": self.fresh,
                 **facts,
                 **self._provenance(),
             },
         )
+
+    def _was_fresh(self) -> bool:
+        """What the run was begun with holds when it is resumed."""
+        run = self.desk.run
+        return run.exists("run.json") and bool(run.read_json("run.json").get("fresh"))
 
     def _end(self, status: str, error: str) -> None:
         """Leave word of a bad end; a request refused before any work leaves nothing."""
@@ -410,8 +510,10 @@ class _Run:
             self.tracker.finish(None, None, status)
 
 
-def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> None:
-    trials.train(trial, desk, threads, progress)
+def _train_step(
+    trial: Trial, progress: Progress, desk: Desk, threads: int, evaluations: int
+) -> None:
+    trials.train(trial, desk, threads, progress, evaluations)
 
 
 def _answer_step(
@@ -425,9 +527,9 @@ def _metrics(scores: Sequence[Score]) -> dict[str, Any]:
     return {name: estimate([s for s in scores if s.metric == name]) for name in names}
 
 
-def _slug(model: str) -> str:
-    last = model.rstrip("/").rsplit("/", 1)[-1].lower()
-    return "".join(c if c.isalnum() else "-" for c in last)[:40].strip("-")
+def _told(stop: Json) -> str:
+    done = f"{100 * stop['share']:.0f} % of its training"
+    return f"by {stop['by']} after {done}, val loss {stop['val_loss']:.3g}"
 
 
 def _versions() -> dict[str, str]:

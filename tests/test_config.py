@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flywheel.config import Experiment, as_list, dump, load, secret, validate
+from flywheel.config import Experiment, dump, load, secret, validate
 from flywheel.errors import ConfigError
 from flywheel.types import Json
 
@@ -232,11 +232,6 @@ def test_an_experiment_never_changes() -> None:
 def test_a_candidate_is_called_by_its_name_or_the_last_part_of_its_model() -> None:
     assert changed(candidates=[{"model": "a/b/"}]).candidates[0].title == "b"
     assert changed(candidates=[{"model": "a/b", "name": "c"}]).candidates[0].title == "c"
-
-
-def test_a_grid_is_a_list_or_one_value() -> None:
-    assert as_list([1, 2]) == [1, 2]
-    assert as_list(1) == [1]
 
 
 def test_a_secret_comes_from_the_environment_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

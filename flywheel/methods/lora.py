@@ -19,8 +19,9 @@ from flywheel.methods.packing import Batch, attention, pack, split_rows
 from flywheel.rendering import Example, Renderer
 from flywheel.types import Json, Record
 
-Progress = Callable[[int, int, float], None]
-"""Called with steps done, steps in all, and the last step's loss (nats per answer token)."""
+Progress = Callable[[int, int, float | None], None]
+"""Called with steps done, steps in all, and the latest validation loss (nats per answer token; none
+before the first). It may raise `TrialStoppedError` to end the training."""
 
 _PACK_TOKENS = 1024
 _MAX_VAL_RECORDS = 64
@@ -34,7 +35,9 @@ def train(
     seed: int,
     adapter_folder: Path,
     threads: int,
-    progress: Progress = lambda done, total, loss: None,
+    progress: Progress = lambda done, total, val_loss: None,
+    *,
+    evaluations: int = 0,
 ) -> Json:
     """Train one adapter and write it to ``adapter_folder``.
 
@@ -47,6 +50,8 @@ def train(
         adapter_folder: Where the PEFT adapter goes.
         threads: CPU threads to compute with; Ray would leave a fractional share just one.
         progress: Told after each optimiser step.
+        evaluations: How often validation loss is computed on the way, for schedulers; it costs a
+            forward pass of the val records each time and changes nothing in the adapter.
 
     Returns:
         Summary: ``losses`` per step and ``val_loss`` (nats per answer token), ``rows``,
@@ -55,6 +60,7 @@ def train(
 
     Raises:
         TrainingError: No rows fit, or the loss is not finite (names step and record ids).
+        TrialStoppedError: ``progress`` raised it.
     """
     import torch
 
@@ -74,6 +80,8 @@ def train(
 
     steps = max(1, math.ceil(parameters["epochs"] * len(rows) / parameters["batch_records"]))
     optimizer, schedule = _optimizer(model, parameters, steps)
+    every = math.ceil(steps / (evaluations + 1)) if evaluations and val_rows else steps
+    val_loss: float | None = None
     losses: list[float] = []
     computed = tokens = 0
     started = time.monotonic()
@@ -90,7 +98,10 @@ def train(
         losses.append(round(loss, 4))
         computed += seen
         tokens += sum(len(row.ids) for row in batch_rows)
-        progress(step + 1, steps, loss)
+        if (step + 1) % every == 0 and step + 1 < steps:
+            val_loss = _mean_loss(model, val_rows, device)
+            model.train()
+        progress(step + 1, steps, val_loss)
     seconds = time.monotonic() - started
     val_loss = _mean_loss(model, val_rows, device) if val_rows else None
     _save(model, adapter_folder, parameters["base_model"])
@@ -155,7 +166,8 @@ def _optimizer(model: Any, parameters: Json, steps: int) -> tuple[Any, Any]:
 def _batches(rows: list[Example], parameters: Json, seed: int) -> Iterator[list[Example]]:
     """Endless batches: every epoch sees each row once, in a new order."""
     order = random.Random(seed)
-    queue: list[Example] = []
+    short_first = parameters.get("curriculum") == "short_first"
+    queue: list[Example] = sorted(rows, key=lambda row: len(row.ids)) if short_first else []
     while True:
         while len(queue) < parameters["batch_records"]:
             queue += order.sample(rows, len(rows))
