@@ -41,7 +41,7 @@ from flywheel.types import Json, Trial
 Step = Callable[[Trial, Progress], None]
 
 _REPORT_EVERY_S = 1.0
-_SLIVER = 0.01
+_SLIVER = 0.001
 """Ray CPUs of a Tune trial."""
 _PERCENT = 100
 _SETTINGS = {
@@ -119,6 +119,10 @@ class _Source(Searcher):  # type: ignore[misc]
         self.concurrent, self.scheduler = concurrent, scheduler
         self.running: dict[str, Trial] = {}
         self.ending: set[str] = set()
+
+    def __getstate__(self) -> Json:
+        """Tune pickles it with its snapshots; a study cannot be pickled."""
+        return {}
 
     def suggest(self, trial_id: str) -> Json | str | None:
         """The next trial's key, its spec being in its folder; none while all places are taken."""

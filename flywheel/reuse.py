@@ -11,7 +11,7 @@ import yaml
 
 from flywheel.config import Experiment
 from flywheel.storage import Storage
-from flywheel.trials import PROGRAMMATIC, Desk
+from flywheel.trials import PROGRAMMATIC, Desk, stopped
 from flywheel.types import Json, Trial
 
 _STEPS = {"training.json": ["adapter"], "answers.json": ["completions", f"scores/{PROGRAMMATIC}"]}
@@ -23,6 +23,7 @@ class Earlier:
 
     def __init__(self, experiment: Experiment, desk: Desk, fingerprint: str) -> None:
         self.desk, self.fingerprint = desk, fingerprint
+        self.scheduler = experiment.search.scheduler.kind
         judge = experiment.model_dump(mode="json")["judge"]
         self.runs: list[tuple[Storage, frozenset[str], bool]] = []
         """Each run's folder, the keys of its trials, and whether it was judged like this one."""
@@ -42,6 +43,7 @@ class Earlier:
             if trial.key not in keys:
                 continue
             theirs = run.at("trials", trial.key)
+            self._adopt_stop(own, theirs)
             for marker, parts in _STEPS.items():
                 if own.exists(marker) or not theirs.exists(marker):
                     continue
@@ -49,6 +51,13 @@ class Earlier:
                 for name in [*parts, *judged, "spec.json", marker]:
                     own.copy_from(theirs, name)
                 own.write_json("reused.json", {"run": run.url.rsplit("/", 1)[-1]})
+
+    def _adopt_stop(self, own: Storage, theirs: Storage) -> None:
+        """What a scheduler has stopped would be stopped again, as long as there is the same one."""
+        stop = stopped(theirs)
+        if stop is not None and stop["by"] == self.scheduler and not own.exists("training.json"):
+            for name in ("spec.json", "stopped.json"):
+                own.copy_from(theirs, name)
 
     def calibration(self) -> None:
         """Take over the calibration of the same judge on the same dataset."""

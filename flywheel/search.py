@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flywheel.config import SearchConfig
-from flywheel.spaces import Distribution, Searched, multiple, rounded
+from flywheel.spaces import Distribution, Searched, multiple
 from flywheel.types import Json
 
 _STARTUP = 10
@@ -116,7 +116,7 @@ def _outer(space: Distribution, value: Any) -> Any:
         return space.arguments[value]
     if space.kind == "quniform":
         return multiple(value, space.arguments[2])
-    return value if space.kind == "randint" else rounded(value, *space.arguments)
+    return value  # not rounded: Optuna must remember a point as it was tried
 
 
 def _inner(space: Distribution, value: Any) -> Any:

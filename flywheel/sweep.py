@@ -116,7 +116,7 @@ class Guided:
             self.trials[trial.key] = trial
             study.write(trial, point)
             self.adopt(trial)
-            if not self.desk.folder(trial).exists("training.json"):
+            if not study.over(trial):
                 return self._start(study, number, trial)
             study.tell(number, trial)
         self.left = 0
@@ -153,7 +153,7 @@ class _Study:
             point = self.journal.read_json(name)["point"]
             trial = self._trial(point)
             self.tried.append(trial)
-            if self._over(trial):
+            if self.over(trial):
                 self.guide.remember(point, self._objectives(trial))
             else:
                 self.unfinished.append(point)
@@ -175,7 +175,8 @@ class _Study:
     def _trial(self, point: Json) -> Trial:
         return trials.of(self.experiment, self.candidate, "lora", point, self.fingerprint)
 
-    def _over(self, trial: Trial) -> bool:
+    def over(self, trial: Trial) -> bool:
+        """Whether the training has ended, in whatever way."""
         folder = self.desk.folder(trial)
         return any(folder.exists(f"{n}.json") for n in ("training", "stopped", "failed"))
 

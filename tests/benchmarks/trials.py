@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.trials [--quick]
 
-1,000 trials wait, eight at a time, and do nothing else; each waits as a training does, in a task of
-its own outside its Tune trial. Ideally they take their waiting divided by eight. Memory is what the
+1,000 trials wait, four at a time, and do nothing else; each waits as a training does, in a task of
+its own outside its Tune trial. Ideally they take their waiting divided by four. Memory is what the
 driver's resident set grows by, after a first, smaller sweep has loaded what is loaded once.
 A full run writes ``results/trials.json``, from which documents quote.
 """
@@ -35,8 +35,8 @@ from flywheel.types import Trial
 from . import results
 
 TRIALS, WARM, QUICK = 1_000, 50, 100
-WAIT_S = 2.0
-TOGETHER = 8
+WAIT_S = 1.5
+TOGETHER = 4
 
 console = Console(width=110, highlight=False)
 
