@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation check format install lock clean
+.PHONY: demo test test-fast bench-curation bench-trials schema check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -17,6 +17,12 @@ test-fast: install  ## The pure tests: seconds.
 
 bench-curation: install  ## Curation's speed and memory, 100,000 to 2,000,000 records (a quarter of an hour).
 	$(BIN)/python -m tests.benchmarks.curation
+
+bench-trials: install  ## What trials cost that do nothing (7 minutes); tests/benchmarks/results/.
+	$(BIN)/python -m tests.benchmarks.trials
+
+schema: install  ## experiments/schema.json anew, after a field of config.py has changed.
+	$(BIN)/flywheel schema > experiments/schema.json
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .

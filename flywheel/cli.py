@@ -267,6 +267,12 @@ def workloads(
     out.print(table)
 
 
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of experiment files, from which editors complete them."""
+    _dump(config.schema())
+
+
 @app.command("doctor")
 def doctor_command(
     address: Annotated[str | None, typer.Option(help="Ray cluster to look at.")] = None,
