@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -78,6 +79,8 @@ def map_over(
     """
     if not feed.expected:
         return
+    if needs is not None:  # what may fill a node must leave room for the slivers
+        needs = replace(needs, cpus=round(max(0.0, needs.cpus - _SLIVER * concurrent), 3))
     os.environ.update(_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(concurrent))
     with boundary(FlywheelError, "running trials on Ray Tune"):
         tune.Tuner(

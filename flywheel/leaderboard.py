@@ -313,7 +313,9 @@ def money(dollars: float) -> str:
 
 def _place(row: Row) -> str:
     if row.rank is None:
-        return f"{row.result.status}: {row.result.error}"[:120] if row.result.error else "not scored"
+        return (
+            f"{row.result.status}: {row.result.error}"[:120] if row.result.error else "not scored"
+        )
     place = "best" if row.rank == 1 else "tie with best" if row.tie_with_best else "worse"
     return f"{place}, promising" if row.promising else place
 

@@ -36,7 +36,7 @@ from flywheel import (
 )
 from flywheel.budget import Budget
 from flywheel.cluster import connect
-from flywheel.config import CandidateConfig, Experiment, JudgeConfig, ModelConfig
+from flywheel.config import CandidateConfig, Experiment, JudgeConfig, LoraConfig, ModelConfig
 from flywheel.datasets import Manifest
 from flywheel.errors import FlywheelError, Interrupted
 from flywheel.inference import read as read_completions
@@ -199,14 +199,32 @@ class _Run:
                     self.cluster.require_key(model.api_key_env)
                 continue
             models.available(model.model)
-            self.cluster.require(self.cluster.engine_needs(model), f"the engine of {model.model}")
+            self._check_engine(model)
         trials.plan(experiment, "")  # reads what it names
         icl = experiment.methods.icl
         if icl and icl.semantic and icl.embedding_model:
             models.available(icl.embedding_model)
         if experiment.methods.lora:
-            needs = self.cluster.trainer_needs(experiment.methods.lora)
-            self.cluster.require(needs, "a LoRA trainer")
+            self._check_trainers(experiment.methods.lora)
+
+    def _check_engine(self, model: ModelConfig) -> None:
+        needs, what = self.cluster.engine_needs(model), f"the engine of {model.model}"
+        self.cluster.require(needs, what)
+        size, lora = models.size(model.model), self.experiment.methods.lora
+        if size is None or model.engine.get("quantization"):
+            return  # what quantised weights take is vLLM's to know
+        rank = max(map(int, extremes(lora.rank))) if lora else 0
+        parts = size.engine(model.engine.get("max_model_len"), int(lora is not None), rank)
+        self.cluster.require_memory(needs, parts, what)
+
+    def _check_trainers(self, lora: LoraConfig) -> None:
+        needs = self.cluster.trainer_needs(lora)
+        self.cluster.require(needs, "a LoRA trainer")
+        for candidate in self.experiment.candidates:
+            size = models.size(candidate.model) if candidate.can_try("lora") else None
+            if size is not None:
+                parts = size.trainer(max(map(int, extremes(lora.rank))))
+                self.cluster.require_memory(needs, parts, f"a LoRA trainer of {candidate.title}")
 
     # -- trials ------------------------------------------------------------------------------
 
@@ -215,9 +233,10 @@ class _Run:
         earlier = reuse.Earlier(self.experiment, self.desk, fingerprint)
         if self.fresh:
             earlier.runs.clear()
-        for key in self.desk.trials.names():  # of earlier sessions of this run
-            if not reuse.source(self.desk.trials.at(key)):
-                self._spent(trials.read(self.desk.trials.at(key)))
+        for folder in map(self.desk.trials.at, self.desk.trials.names()):  # of earlier sessions
+            if folder.exists("spec.json") and not reuse.source(folder):
+                self._trained(trials.read(folder))
+                self._answered(trials.read(folder))
         for trial in planned:
             earlier.adopt(trial)
         earlier.calibration()
@@ -316,12 +335,8 @@ class _Run:
 
     # -- budget ------------------------------------------------------------------------------
 
-    def _spent(self, trial: Trial) -> None:
-        """Count what a trial of an earlier session took."""
-        self._trained(trial)
-        self._answered(trial)
-
     def _trained(self, trial: Trial) -> None:
+        """Tell the budget what a training took."""
         folder, lora = self.desk.folder(trial), self.experiment.methods.lora
         facts = trials.stopped(folder)
         if folder.exists("training.json"):
@@ -332,6 +347,7 @@ class _Run:
             self.budget.spend(hours * self.cluster.trainer_needs(lora).gpus, hours * price)
 
     def _answered(self, trial: Trial) -> None:
+        """Tell the budget what the answers took."""
         folder, candidate = self.desk.folder(trial), self._candidate(trial)
         if not folder.exists("answers.json"):
             return

@@ -20,7 +20,7 @@ LAYERS = {
     "config": {"config", "spaces"},
     "pure": {
         "records", "normalising", "schemas", "fastlane", "redaction", "importers", "datasets",
-        "scoring", "statistics", "costs", "leaderboard", "search", "budget",
+        "scoring", "statistics", "costs", "leaderboard", "search", "budget", "sizing",
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",

@@ -100,7 +100,7 @@ def test_every_trial_runs_once_no_more_together_than_allowed(
 
 def test_a_task_holds_what_it_needs_while_its_trial_holds_a_sliver(desk: Desk) -> None:
     planned = some(3)
-    sweep(partial(mark, desk=desk), desk, planned, together=3, needs=Needs(1.5, 0))
+    sweep(partial(mark, desk=desk), desk, planned, together=3, needs=Needs(2.0, 0))
     spans = sorted((one["began"], one["ended"]) for one in facts(desk, planned))
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
