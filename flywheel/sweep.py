@@ -93,7 +93,7 @@ class Guided:
         self.begun = deque((s, p) for s in self.studies for p in s.unfinished)
         self.expected = max(0, self.left) + len(self.begun)
         self.running: dict[str, tuple[_Study, int]] = {}
-        self.turn = 0
+        self.turn = len(self.trials)
 
     def next(self) -> Trial | None:
         """What an earlier session had begun, then what is suggested, unless a limit is reached."""
@@ -107,12 +107,13 @@ class Guided:
                 self.budget.refuse(why, self.left)
                 break
             study = self.studies[self.turn % len(self.studies)]
+            self.turn += 1
             number, trial, point = study.ask()
             if trial.key in self.trials:  # nothing new: tell what is known of it and ask again
                 study.tell(number, trial)
                 same += 1
                 continue
-            same, self.turn, self.left = 0, self.turn + 1, self.left - 1
+            same, self.left = 0, self.left - 1
             self.trials[trial.key] = trial
             study.write(trial, point)
             self.adopt(trial)
