@@ -44,6 +44,8 @@ Step = Callable[[Trial, Progress], None]
 _REPORT_EVERY_S = 1.0
 _SLIVER = 0.001
 """Ray CPUs of a Tune trial."""
+_SLACK = 0.05
+"""Ray CPUs that a task asks for less than it holds: slivers need them."""
 _PERCENT = 100
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -80,7 +82,8 @@ def map_over(
     if not feed.expected:
         return
     if needs is not None:  # what may fill a node must leave room for the slivers
-        needs = replace(needs, cpus=round(max(0.0, needs.cpus - _SLIVER * concurrent), 3))
+        slack = max(_SLACK, 2 * _SLIVER * concurrent)
+        needs = replace(needs, cpus=round(max(0.0, needs.cpus - slack), 3))
     os.environ.update(_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(concurrent))
     with boundary(FlywheelError, "running trials on Ray Tune"):
         tune.Tuner(

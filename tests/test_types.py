@@ -202,5 +202,6 @@ def test_wrong_requests_and_failed_work_have_their_exit_codes() -> None:
         "StorageError": 1,
         "EngineError": 1,
         "TrainingError": 1,
+        "TrialStoppedError": 1,
         "Interrupted": 130,
     }
