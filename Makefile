@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation bench-statistics bench-serving bench-training bench-scoring check format install lock clean
+.PHONY: demo test test-fast bench-curation bench-statistics bench-serving bench-training bench-scoring bench-trials schema check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -28,6 +28,11 @@ bench-scoring: install  ## Speed of scoring, agreement with BFCL's checker (a mi
 	$(BIN)/python -m tests.benchmarks.scoring
 	$(BIN)/python -m tests.benchmarks.board
 	$(BIN)/python -m tests.benchmarks.bfcl
+bench-trials: install  ## What trials cost that do nothing (7 minutes); tests/benchmarks/results/.
+	$(BIN)/python -m tests.benchmarks.trials
+
+schema: install  ## experiments/schema.json anew, after a field of config.py has changed.
+	$(BIN)/flywheel schema > experiments/schema.json
 
 check: install  ## Lint, formatting, types.
 	$(BIN)/ruff check .

@@ -73,6 +73,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the latest unfinished run of this file.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run anew what earlier runs have finished.")
+    ] = False,
     address: Address = None,
     verbose: Annotated[bool, typer.Option(help="Show the libraries' own logs.")] = False,
     as_json: AsJson = False,
@@ -93,7 +96,7 @@ def run(
     _print_warnings(pipeline.power_warning(loaded, planned))
     shown = display(err)
     try:
-        outcome = pipeline.run(loaded, run_id, address, shown)
+        outcome = pipeline.run(loaded, run_id, address, shown, fresh=fresh)
     finally:
         shown.close()
     _print_warnings(outcome.warnings)
@@ -293,6 +296,12 @@ def workloads(
             _day(one.last),
         )
     out.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of experiment files, from which editors complete them."""
+    _dump(config.schema())
 
 
 @app.command("doctor")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from flywheel import sizing
 from flywheel.config import FullConfig, LoraConfig, ModelConfig
 from flywheel.errors import ClusterError, boundary
 from flywheel.types import Json
@@ -74,6 +75,31 @@ class Cluster:
             node["CPU"] = node.get("CPU", 0) - need.cpus
             node["GPU"] = node.get("GPU", 0) - need.gpus
         return True
+
+    def require_memory(self, needs: Needs, parts: Mapping[str, float], what: str) -> None:
+        """Check that what this holds is large enough, as far as that is known.
+
+        Args:
+            needs: What is held; its GPUs' memory counts, or the node's where there are none.
+            parts: GiB that are needed at least, by what for.
+            what: As in ``the engine of org/m``.
+
+        Raises:
+            ClusterError: No node that could hold it has the memory; says how much of what.
+        """
+        rooms = [_memory_gib(needs, node) for node in self.nodes if _fits(needs, node)]
+        known = [room for room in rooms if room is not None]
+        if len(known) == len(rooms) and known and max(known) < sizing.needed(parts):
+            where = f"on {_count(needs.gpus, 'GPU')}" if needs.gpus else "on one node"
+            raise ClusterError(
+                f"{what} needs {sizing.needed(parts):.1f} GiB {where} at least "
+                f"({sizing.told(parts)}; a tenth for the rest), but there are {max(known):.1f}; "
+                "give it more GPUs, a shorter engine.max_model_len, or a smaller model"
+            )
+
+    def room(self, needs: Needs) -> int:
+        """How many of these the cluster holds at the same time."""
+        return sum(_times(needs, node) for node in self.nodes)
 
     def require_key(self, name: str | None) -> None:
         """Check that workers find a key in their environment, which need not be the driver's.
@@ -157,6 +183,26 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
+def _memory_gib(needs: Needs, node: dict[str, float]) -> float | None:
+    """GiB of what these needs hold on a node; none where nobody says."""
+    if not needs.gpus:
+        return node["memory"] / sizing.GIB if "memory" in node else None
+    sizes = [sizing.GPU_GIB.get(kind) for kind in _kinds(node)]
+    largest = [size for size in sizes if size is not None]
+    return float(needs.gpus * max(largest)) if largest and len(largest) == len(sizes) else None
+
+
+def _kinds(node: dict[str, float]) -> list[str]:
+    return [name.split(":", 1)[1] for name in node if name.startswith("accelerator_type:")]
+
+
+def _times(needs: Needs, node: dict[str, float]) -> int:
+    if not _fits(needs, node):
+        return 0
+    wanted = {"CPU": needs.cpus, "GPU": needs.gpus}
+    return min(int(node[name] // amount) for name, amount in wanted.items() if amount)
+
+
 def _fits(needs: Needs, node: dict[str, float]) -> bool:
     kind = f"accelerator_type:{needs.accelerator}"
     return (
@@ -167,8 +213,7 @@ def _fits(needs: Needs, node: dict[str, float]) -> bool:
 
 
 def _describe(node: dict[str, float]) -> str:
-    kinds = [name.split(":", 1)[1] for name in node if name.startswith("accelerator_type:")]
-    kind = f" ({', '.join(kinds)})" if kinds else ""
+    kind = f" ({', '.join(_kinds(node))})" if _kinds(node) else ""
     cpus, gpus = (_count(node.get(name, 0), name) for name in ("CPU", "GPU"))
     return f"a node with {cpus} and {gpus}{kind}"
 

@@ -19,6 +19,7 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flywheel.errors import ConfigError
+from flywheel.spaces import Searched, Space, extremes
 from flywheel.types import Json
 
 SERVABLE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -32,7 +33,11 @@ class _Model(BaseModel):
     """Unknown keys are mistakes; a loaded experiment never changes."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -219,62 +224,92 @@ class DatasetConfig(_Model):
         return _seconds(self.since), _seconds(self.until)
 
 
-class BaseConfig(_Model):
-    """Replay production's prompt unchanged."""
+Count = Annotated[int, Field(ge=1, le=64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+SystemPrompt = Space[str | None]
+"""A text file whose content replaces the system message; ``null`` leaves production's."""
 
 
-class IclConfig(_Model):
+class BaseConfig(_Model, Searched):
+    """Replay production's prompt, unchanged but for what is said here."""
+
+    system_prompt: SystemPrompt = None
+    """A text file whose content replaces the system message; ``null`` leaves production's."""
+
+
+class IclConfig(_Model, Searched):
     """Few-shot prompting with training records. A list is a grid: one trial per combination."""
 
-    examples: Annotated[int, Field(ge=1, le=64)] | list[Annotated[int, Field(ge=1, le=64)]] = 3
+    examples: Space[Count] = 3
     """How many stand in a prompt; fewer where that many do not fit the context window."""
     min_examples: Annotated[int, Field(ge=0, le=64)] = 1
     """Results count the records whose prompts have room for fewer than this."""
-    selection: Literal["semantic_similarity", "lexical", "uniform_distribution"] = (
+    selection: Space[Literal["semantic_similarity", "lexical", "uniform_distribution"]] = (
         "semantic_similarity"
     )
     """Examples are the training records whose queries lie nearest by an embedding model's cosine,
     or by BM25, which needs none; or each class gets equally many, whatever the query."""
     embedding_model: str | None = "sentence-transformers/all-MiniLM-L6-v2"
     """For ``semantic_similarity``; with ``null`` that is ``lexical``."""
-    relevance_ratio: (
-        Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]]
-    ) = 1.0
+    relevance_ratio: Space[Share] = 1.0
     """Share of the examples that are simply the nearest. The rest show classes not shown yet, each
-    by its own nearest record: 0.7 of 3 are the 2 nearest and 1 of another class."""
+    by its own nearest record: 0.7 of 3 are the 2 nearest and 1 of another class. Not for
+    ``uniform_distribution``, which knows no nearest."""
+    order: Space[Literal["nearest_last", "nearest_first"]] = "nearest_last"
+    """Which example stands beside the query."""
     max_context_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens that prompt and answer may have together. Default: what the engine takes, for weights
     served here; no limit for endpoints, whose prompts are counted by a cautious estimate."""
+    system_prompt: SystemPrompt = None
+    """A text file whose content replaces the system message; ``null`` leaves production's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> IclConfig:
-        fewest = min(as_list(self.examples), default=self.min_examples)
+        fewest = min(extremes(self.examples))
         if self.min_examples > fewest:
             raise ValueError(f"min_examples {self.min_examples} is more than examples ({fewest})")
-        if self.selection == "uniform_distribution" and as_list(self.relevance_ratio) != [1.0]:
+        only_uniform = set(extremes(self.selection)) == {"uniform_distribution"}
+        if only_uniform and extremes(self.relevance_ratio) != [1.0]:
             raise ValueError("uniform_distribution knows no nearest; relevance_ratio is not for it")
         return self
 
     @property
-    def chosen_by(self) -> str:
-        """``selection`` as it is done: without an embedding model nothing is semantic."""
-        semantic = self.selection == "semantic_similarity"
-        return "lexical" if semantic and self.embedding_model is None else self.selection
+    def semantic(self) -> bool:
+        """Whether any trial needs the embedding model."""
+        wanted = "semantic_similarity" in extremes(self.selection)
+        return wanted and self.embedding_model is not None
 
 
 Rank = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class TrainerConfig(_Model):
+class TrainerConfig(_Model, Searched):
     """What methods with weights to learn have in common."""
 
-    steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Space[Positive] = 2.0
+    steps: Space[Annotated[int, Field(ge=1)] | None] = None
     """Optimiser steps, in place of ``epochs``."""
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    schedule: Space[Literal["linear", "cosine", "constant"]] = "cosine"
     """How the learning rate goes on after the warm-up."""
-    batch_tokens: Annotated[int, Field(ge=16)] | None = None
+    warmup_ratio: Space[Annotated[float, Field(ge=0, lt=1)]] = 0.1
+    weight_decay: Space[Annotated[float, Field(ge=0)]] = 0.0
+    max_train_records: Space[Annotated[int, Field(ge=1)] | None] = None
+    """Train on at most this many records."""
+    class_balance: Space[Literal["natural", "equal"]] = "natural"
+    """``equal``: as many rows of each class, those of rare classes repeated; the number of rows
+    stays."""
+    curriculum: Space[Literal["none", "short_first"]] = "none"
+    """``short_first``: the first epoch sees short examples before long ones."""
+    system_prompt: SystemPrompt = None
+    """A text file whose content replaces the system message, in training and in eval; ``null``
+    leaves production's."""
+    batch_records: Space[Annotated[int, Field(ge=1)]] = 16
+    """Training examples per optimiser step."""
+    batch_tokens: Space[Annotated[int, Field(ge=16)] | None] = None
     """Tokens of the rows of one optimiser step, in place of ``batch_records``."""
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Longer training examples are left out and counted."""
     pack_tokens: Annotated[int, Field(ge=16)] = 1024
     """Tokens computed at a time; a step's gradient accumulates over as many packs as it takes."""
     gradient_checkpointing: bool = False
@@ -282,12 +317,15 @@ class TrainerConfig(_Model):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """``auto`` computes in bf16 where the device can."""
     validations: Annotated[int, Field(ge=1)] = 4
-    """How often the validation loss is measured, evenly over the training, at its end too."""
+    """How often the validation loss is measured, evenly over the training, at its end too. Where a
+    scheduler goes by it and this says nothing else, 9 times."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many validations without a lower loss, and keep the weights of the lowest;
     ``null``: train to the end and keep the last."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] | None = 60.0
     """Seconds between checkpoints, from which a killed training goes on; ``null`` writes none."""
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
 
 
 _UNSERVABLE = {
@@ -304,31 +342,20 @@ _UNSERVABLE = {
 class LoraConfig(TrainerConfig):
     """LoRA fine-tuning (Hu et al., 2021, arXiv:2106.09685). A list is a grid."""
 
-    rank: Rank | list[Rank] = 16
-    alpha_ratio: Positive | list[Positive] = 2.0
-    """alpha = alpha_ratio x rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    learning_rate: Positive | list[Positive] = 1e-3
-    epochs: Positive | list[Positive] = 2.0
-    max_train_records: Annotated[int, Field(ge=1)] | None = None
-    """Train on at most this many records."""
-    batch_records: Annotated[int, Field(ge=1)] = 16
-    """Training examples per optimiser step."""
-    max_tokens: Annotated[int, Field(ge=16)] = 2048
-    """Longer training examples are left out and counted."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    rank: Space[Rank] = 16
+    alpha_ratio: Space[Positive] = 2.0
+    """alpha = alpha_ratio x rank, whatever rank a trial has."""
+    dropout: Space[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    learning_rate: Space[Positive] = 1e-3
     target_modules: tuple[str, ...] | None = None
     """Names of the linear layers to adapt (``q_proj``, ...); default: all but the head."""
-    rslora: bool = False
+    rslora: Space[bool] = False
     """Scale by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski, 2023,
     arXiv:2312.03732)."""
-    init: str = "default"
+    init: Space[str] = "default"
     """``default``, ``gaussian`` or ``orthogonal``."""
     quantization: Literal["4bit"] | None = None
     """QLoRA: hold the base's weights in 4 bits while training; needs a CUDA GPU, bitsandbytes."""
-    cpus: Annotated[float, Field(gt=0)] | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -340,18 +367,19 @@ class LoraConfig(TrainerConfig):
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> LoraConfig:
-        if self.init not in ("default", "gaussian", "orthogonal"):
-            raise ValueError(
-                f"init {self.init!r}: allowed are default, gaussian, orthogonal; vLLM serves no "
-                "initialisation that changes the base's weights (PiSSA, OLoRA, CorDA, LoftQ)"
-            )
+        for init in extremes(self.init):
+            if init not in ("default", "gaussian", "orthogonal"):
+                raise ValueError(
+                    f"init {init!r}: allowed are default, gaussian, orthogonal; vLLM serves no "
+                    "initialisation that changes the base's weights (PiSSA, OLoRA, CorDA, LoftQ)"
+                )
         if self.quantization and self.gpus == 0:
             raise ValueError("quantization: 4bit needs a GPU, and gpus is 0")
         return self
 
     @model_validator(mode="after")
     def _servable(self) -> LoraConfig:
-        for rank in as_list(self.rank):
+        for rank in extremes(self.rank):
             if rank not in SERVABLE_RANKS:
                 allowed = ", ".join(map(str, SERVABLE_RANKS))
                 raise ValueError(f"rank {rank} cannot be served by vLLM; allowed: {allowed}")
@@ -361,15 +389,7 @@ class LoraConfig(TrainerConfig):
 class FullConfig(TrainerConfig):
     """Fine-tuning of all weights of a small model. A list is a grid."""
 
-    learning_rate: Positive | list[Positive] = 5e-5
-    epochs: Positive | list[Positive] = 2.0
-    max_train_records: Annotated[int, Field(ge=1)] | None = None
-    batch_records: Annotated[int, Field(ge=1)] = 16
-    max_tokens: Annotated[int, Field(ge=16)] = 2048
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    cpus: Annotated[float, Field(gt=0)] | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
+    learning_rate: Space[Positive] = 5e-5
 
 
 class MethodsConfig(_Model):
@@ -390,6 +410,49 @@ class MethodsConfig(_Model):
     def chosen(self) -> list[str]:
         """Names of the methods to try."""
         return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+
+class SchedulerConfig(_Model):
+    """Which trainings are stopped early, by validation loss against the other trials'."""
+
+    kind: Literal["none", "asha", "median"] = "none"
+    """ASHA (Li et al., 2020, arXiv:1810.05934) keeps the best ``1 / reduction`` of those that came
+    as far; ``median`` stops what is worse than the median of the others so far."""
+    grace: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of its training before which no trial is stopped."""
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    """For ``asha``."""
+
+
+class SearchConfig(_Model):
+    """How trials are found where methods have lists or distributions."""
+
+    algorithm: Literal["grid", "random", "optuna"] = "grid"
+    """``grid``: every combination of lists. ``random``: for each of those, ``samples`` draws from
+    the distributions. ``optuna``: ``samples`` trainings of ``lora`` per candidate, suggested by TPE
+    from those before, lists being choices; other methods are drawn at random."""
+    samples: Annotated[int, Field(ge=1, le=100_000)] = 10
+    objectives: Annotated[list[Literal["val_loss", "cost"]], Field(min_length=1, max_length=2)] = [
+        "val_loss"
+    ]
+    """What Optuna minimises: nats per answer token on val, and the seconds that training takes;
+    with both it looks along their Pareto front."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trainings at the same time; default: what fits on the cluster."""
+
+
+class BudgetConfig(_Model):
+    """What a run may take. Once reached, no trial is started; those that run are finished."""
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """All methods together; ``base`` and ``icl`` come first."""
+    gpu_hours: Positive | None = None
+    """Of training and answering together."""
+    dollars: Positive | None = None
+    """By each candidate's ``price_per_hour`` or ``price``."""
+    hours: Positive | None = None
+    """Of this command's wall clock."""
 
 
 class JudgeConfig(ModelConfig):
@@ -491,6 +554,8 @@ class Experiment(_Model):
     dataset: DatasetConfig = DatasetConfig()
     candidates: Annotated[list[CandidateConfig], Field(min_length=1)]
     methods: MethodsConfig
+    search: SearchConfig = SearchConfig()
+    budget: BudgetConfig = BudgetConfig()
     sampling: SamplingConfig = SamplingConfig()
     judge: JudgeConfig | None = JudgeConfig()
     """``null`` for none."""
@@ -529,6 +594,24 @@ class Experiment(_Model):
                 f"ranking.baseline {name!r} must be a candidate ({titles}) asked by method base"
             )
 
+    @model_validator(mode="after")
+    def _searchable(self) -> Experiment:
+        drawn = [
+            f"methods.{method}.{name}"
+            for method in self.methods.chosen
+            for name in getattr(self.methods, method).distributions()
+        ]
+        if drawn and self.search.algorithm == "grid":
+            raise ValueError(
+                f"{drawn[0]} is a distribution; search.algorithm grid knows only lists"
+            )
+        guided = self.methods.lora and self.search.algorithm == "optuna"
+        learning = any(method in LEARNING for method in self.methods.chosen)
+        stopped = learning and self.search.scheduler.kind != "none"
+        if (guided or stopped) and self.dataset.val_ratio == 0:
+            raise ValueError("optuna and schedulers go by validation loss; raise dataset.val_ratio")
+        return self
+
 
 def _holds_secret(url: str) -> bool:
     parts = urlsplit(url)
@@ -543,11 +626,6 @@ def engines(experiment: Experiment) -> dict[str, Json]:
     """The engine arguments in an experiment, by the field that holds them."""
     found = {f"candidates.{i}.engine": c.engine for i, c in enumerate(experiment.candidates)}
     return {**found, **({"judge.engine": experiment.judge.engine} if experiment.judge else {})}
-
-
-def as_list(value: Any) -> list[Any]:
-    """A grid's values: a list as it is, anything else as its only element."""
-    return list(value) if isinstance(value, list) else [value]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -588,6 +666,13 @@ def validate(data: Json, source: str) -> Experiment:
     except ValidationError as error:
         lines = [_explain(source, problem) for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def schema() -> Json:
+    """JSON Schema of an experiment file, from which editors complete it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | (
+        Experiment.model_json_schema()
+    )
 
 
 def dump(experiment: Experiment) -> str:
@@ -664,7 +749,7 @@ def _fields_at(path: Sequence[Any]) -> list[str]:
         if isinstance(part, int):
             options = [place.get("items", {})]
         option = options[0]
-        for choice in option.get("anyOf", [option]):
+        for choice in option.get("anyOf", option.get("oneOf", [option])):
             if "$ref" in choice or "items" in choice:
                 option = choice
         if "$ref" in option:

@@ -9,8 +9,8 @@
     │   └── ClusterError          the cluster is too small for what is asked
     ├── StorageError              the run's storage did not answer
     ├── EngineError               a model could not be served
-    ├── TrainingError             a trainer stopped
-    ├── TrialStoppedError         a scheduler ended a trial early
+    ├── TrainingError             a trainer cannot go on
+    ├── TrialStoppedError         a scheduler ended a training early; no failure
     ├── ParityError               a model answers differently in serving than in training
     └── Interrupted               Ctrl-C or SIGTERM; the run can be resumed
 
@@ -69,7 +69,7 @@ class TrainingError(FlywheelError):
 
 
 class TrialStoppedError(FlywheelError):
-    """A trial was ended early by the scheduler; raised by the progress callback of a trainer."""
+    """A scheduler ended this training early; raised by the progress callback of a trainer."""
 
 
 class ParityError(FlywheelError):

@@ -1,80 +1,201 @@
 """Ray Tune maps trials over a cluster; what a trial does is `flywheel.trials`'s.
 
-Trials journal their own results, so Tune's part is to place them, to bound how many run at once,
-and to pass on how far they are.
+Tune asks our feed for the next trial, bounds how many run at once, stops early what its scheduler
+gives up, and passes on how far all are. A Tune trial itself holds a sliver of a CPU: training runs
+in a task of its own, outside the trial's placement group, with the CPUs and GPUs it needs. Trials
+journal their own results; Tune's snapshots and logs, which lag and grow, are switched off.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import queue
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import ray
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
+from ray.tune.search import Searcher
 
 from flywheel.cluster import Needs
-from flywheel.errors import FlywheelError, boundary
-from flywheel.trials import Desk, Progress, write_failure
+from flywheel.config import SchedulerConfig
+from flywheel.errors import FlywheelError, TrialStoppedError, boundary
+from flywheel.sweep import Feed
+from flywheel.trials import (
+    Desk,
+    Progress,
+    failure,
+    read,
+    stopped,
+    write_failure,
+    write_spec,
+    write_stop,
+)
 from flywheel.types import Json, Trial
 
+Step = Callable[[Trial, Progress], None]
+
 _REPORT_EVERY_S = 1.0
+_SLIVER = 0.001
+"""Ray CPUs of a Tune trial."""
+_SLACK = 0.05
+"""Ray CPUs that a task asks for less than it holds: slivers need them."""
+_PERCENT = 100
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must reach the pipeline
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # most reports bring no new validation loss
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # nobody goes on from Tune's snapshots
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output ignores verbose=0
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
 
 
 def map_over(
-    step: Callable[[Trial, Progress], None],
-    trials: Sequence[Trial],
+    step: Step,
+    feed: Feed,
     desk: Desk,
-    needs: Needs,
     concurrent: int,
-    progress: Progress,
+    progress: Callable[[int, int], None],
+    needs: Needs | None = None,
+    scheduler: SchedulerConfig = SchedulerConfig(),  # noqa: B008 -- it is frozen
 ) -> None:
-    """Let Ray Tune run ``step`` for every trial.
+    """Let Ray Tune run ``step`` for every trial of a feed.
 
     A trial that fails leaves ``failed.json`` and disturbs no other.
 
     Args:
         step: `train` or `answer` with everything but trial and progress bound; picklable.
-        trials: What to run, in this order.
+        feed: Gives the trials.
         desk: Where trials work.
-        needs: What one trial holds meanwhile.
         concurrent: How many run at once at most.
         progress: Told the sum over trials, in steps or records.
+        needs: What a task of its own holds for each trial; none: the step runs in Tune's trial.
+        scheduler: What stops trials early; it goes by the validation losses that steps report.
     """
-    if not trials:
+    if not feed.expected:
         return
-    # Results are journaled by the trials themselves; Tune's own files would only cost time.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C must reach the pipeline
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output ignores verbose=0
-    for trial in trials:
-        desk.folder(trial).remove("failed.json")
-    resources = {"cpu": needs.cpus, **({"gpu": needs.gpus} if needs.gpus else {})}
-    grid = {"trial": tune.grid_search([asdict(trial) for trial in trials])}
+    if needs is not None:  # what may fill a node must leave room for the slivers
+        slack = max(_SLACK, 2 * _SLIVER * concurrent)
+        needs = replace(needs, cpus=round(max(0.0, needs.cpus - slack), 3))
+    os.environ.update(_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(concurrent))
     with boundary(FlywheelError, "running trials on Ray Tune"):
-        found = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_in_tune, step=step, desk=desk), resources),
-            param_space=grid,
-            tune_config=tune.TuneConfig(max_concurrent_trials=concurrent),
+        tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_in_tune, step=step, desk=desk, needs=needs),
+                {"cpu": _SLIVER},
+            ),
+            tune_config=tune.TuneConfig(
+                metric="val_loss",
+                mode="min",
+                search_alg=_Source(feed, desk, concurrent, scheduler.kind),
+                scheduler=_scheduler(scheduler),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=_trial_id,
+                trial_dirname_creator=_trial_id,
+            ),
             run_config=tune.RunConfig(
                 name=f"tune-{time.time_ns()}",
                 storage_path=desk.run.at("tune").url,
                 verbose=0,
-                callbacks=[_Tell(len(trials), progress)],
+                callbacks=[_Tell(feed, progress)],
             ),
         ).fit()
-    for trial, result in zip(trials, found, strict=True):
-        if result.error is not None and not desk.folder(trial).exists("failed.json"):
-            write_failure(desk.folder(trial), result.error)
     desk.run.remove("tune")  # snapshots, pickles among them, that nobody goes on from
+
+
+class _Source(Searcher):  # type: ignore[misc]
+    """Hands our feed's trials to Tune, and tells the feed how they ended.
+
+    It bounds how many run at once itself: Tune keeps an ended trial's process for the next trial
+    only where that is there already, so the next is given out when one says that it ended, not
+    when Tune has cleared it away as its own limit would.
+    """
+
+    def __init__(self, feed: Feed, desk: Desk, concurrent: int, scheduler: str) -> None:
+        super().__init__(metric="val_loss", mode="min")
+        self.feed, self.desk = feed, desk
+        self.concurrent, self.scheduler = concurrent, scheduler
+        self.running: dict[str, Trial] = {}
+        self.ending: set[str] = set()
+
+    def __getstate__(self) -> Json:
+        """Tune pickles it with its snapshots; a study cannot be pickled."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Json | str | None:
+        """The next trial's key, its spec being in its folder; none while all places are taken."""
+        if len(self.running) - len(self.ending) >= self.concurrent:
+            return None
+        trial = self.feed.next()
+        if trial is None:
+            return str(self.FINISHED)
+        folder = self.desk.folder(trial)
+        for name in ("failed.json", "stopped.json"):
+            folder.remove(name)
+        write_spec(folder, trial)
+        self.running[trial_id] = trial
+        return {"key": trial.key}
+
+    def on_trial_result(self, trial_id: str, result: Json) -> None:
+        """See that a trial has ended by itself: its place is free."""
+        if result.get("ended"):
+            self.ending.add(trial_id)
+
+    def on_trial_complete(
+        self, trial_id: str, result: Json | None = None, error: bool = False
+    ) -> None:
+        """Leave word of what the trial could not: that its actor died, or that it was stopped."""
+        trial = self.running.pop(trial_id)
+        self.ending.discard(trial_id)
+        folder = self.desk.folder(trial)
+        if error and not failure(folder):
+            write_failure(folder, FlywheelError("the process that ran it ended"))
+        elif result is not None and not result.get("ended"):
+            kept = ("val_loss", "reached", "total", "seconds")
+            facts = {name: result[name] for name in kept}
+            share = result["reached"] / result["total"]
+            write_stop(folder, {"by": self.scheduler, "share": share, **facts})
+        self.feed.ended(trial)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: trials keep their own journal."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nobody goes on from Tune's snapshots."""
+
+
+def _scheduler(config: SchedulerConfig) -> Any:
+    """Tune's, going by percent: a rung is a share of a training, however long that is."""
+    grace = config.grace * _PERCENT
+    if config.kind == "asha":
+        return ASHAScheduler(
+            time_attr="percent",
+            grace_period=grace,
+            max_t=_PERCENT + 1,  # at its own maximum it would stop what is about to be saved
+            reduction_factor=config.reduction,
+        )
+    if config.kind == "median":
+        return MedianStoppingRule(
+            time_attr="percent",
+            grace_period=grace,
+            min_time_slice=math.inf,  # never pause: a training cannot go on from a pause
+        )
+    return FIFOScheduler()
 
 
 class _Tell(tune.Callback):  # type: ignore[misc]
     """Sums up what trials report; those not heard of yet count like the others."""
 
-    def __init__(self, trials: int, progress: Progress) -> None:
-        self.trials, self.progress = trials, progress
+    def __init__(self, feed: Feed, progress: Callable[[int, int], None]) -> None:
+        self.feed, self.progress = feed, progress
         self.seen: dict[str, tuple[int, int]] = {}
 
     def __getstate__(self) -> Json:
@@ -86,28 +207,112 @@ class _Tell(tune.Callback):  # type: ignore[misc]
         self.seen[trial.trial_id] = (result["reached"], result["total"])
         done = sum(d for d, _ in self.seen.values())
         total = sum(t for _, t in self.seen.values())
-        self.progress(done, round(total * self.trials / len(self.seen)))
+        trials = max(self.feed.expected, len(self.seen))
+        self.progress(done, round(total * trials / len(self.seen)))
 
 
-def _in_tune(config: Json, step: Callable[[Trial, Progress], None], desk: Desk) -> None:
-    """Body of a Tune trial: run the step; its failure is data."""
-    trial = Trial(**config["trial"])
-    folder = desk.folder(trial)
-    folder.write_json("spec.json", {"key": trial.key, "label": trial.label, **asdict(trial)})
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _in_tune(config: Json, step: Step, desk: Desk, needs: Needs | None) -> None:
+    """Body of a Tune trial: run the step here, or watch over the task that runs it."""
+    key, report = config["key"], _Reporter()
+    if needs is None:
+        _run(key, step, desk, report)
+    else:
+        try:
+            for done, total, val_loss in _task(key, step, desk, needs):
+                report(done, total, val_loss)
+        except Exception as error:  # noqa: BLE001 -- a trainer that was killed is data
+            write_failure(desk.trials.at(key), error)
+    report.end()
+
+
+def _run(key: str, step: Step, desk: Desk, report: Progress) -> None:
+    """Run the step; its failure is data."""
+    folder = desk.trials.at(key)
     try:
-        step(trial, _reporter())
+        step(read(folder), report)
+    except TrialStoppedError:
+        return
     except Exception as error:  # noqa: BLE001 -- whatever stops a trial must not stop the others
         write_failure(folder, error)
 
 
-def _reporter() -> Progress:
-    """Report to Tune at most once a second: its result loop is slow."""
-    last = 0.0
+def _task(
+    key: str, step: Step, desk: Desk, needs: Needs
+) -> Iterator[tuple[int, int, float | None]]:
+    """Run the step in a Ray task of its own and give what it reports."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= _REPORT_EVERY_S:
-            last = time.monotonic()
-            tune.report({"reached": done, "total": total})  # "done" would end the trial
+    # Left to itself Ray would place the task into the trial's sliver, where it never fits.
+    outside = PlacementGroupSchedulingStrategy(placement_group=None)
+    kind = {"accelerator_type": needs.accelerator} if needs.accelerator else {}
+    task = _remote_reports().options(
+        num_cpus=needs.cpus,
+        num_gpus=needs.gpus,
+        scheduling_strategy=outside,
+        num_returns="streaming",
+        max_retries=1,  # the machine may have been taken away; twice is no accident
+        **kind,
+    )
+    for item in task.remote(key, step, desk):
+        yield ray.get(item)
 
-    return report
+
+@cache
+def _remote_reports() -> Any:
+    return ray.remote(_reports)
+
+
+def _reports(key: str, step: Step, desk: Desk) -> Iterator[tuple[int, int, float | None]]:
+    """Body of the task: the step runs beside, so that what it reports can leave as it comes."""
+    items: queue.SimpleQueue[tuple[int, int, float | None] | None] = queue.SimpleQueue()
+    folder, looked = desk.trials.at(key), time.monotonic()
+
+    def report(done: int, total: int, val_loss: float | None = None) -> None:
+        nonlocal looked
+        items.put((done, total, val_loss))
+        if time.monotonic() - looked >= _REPORT_EVERY_S:
+            looked = time.monotonic()
+            if stopped(folder) is not None:
+                raise TrialStoppedError("others of this search do better")
+
+    def run() -> None:
+        _run(key, step, desk, report)
+        items.put(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while (item := items.get()) is not None:
+        yield item
+
+
+class _Reporter:
+    """Reports to Tune at most once a second, and each new validation loss: its loop is slow."""
+
+    def __init__(self) -> None:
+        self.last: Json = {"reached": 0, "total": 1, "percent": 0.0, "seconds": 0.0}
+        self.val_loss: float | None = None
+        self.told = 0.0
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, total: int, val_loss: float | None = None, /) -> None:
+        now = time.monotonic()
+        self.first = self.first or (done, now)
+        seconds = now - self.first[1]
+        if done > self.first[0]:  # the first report came after the first step
+            seconds *= done / (done - self.first[0])
+        self.last = {"reached": done, "total": total, "seconds": seconds}
+        self.last["percent"] = _PERCENT * done / max(total, 1)
+        new = val_loss is not None and val_loss != self.val_loss
+        self.val_loss = val_loss
+        if new or done == total or now - self.told >= _REPORT_EVERY_S:
+            self.told = now
+            tune.report({**self.last, **({"val_loss": val_loss} if new else {})})
+
+    def end(self) -> None:
+        """Report that the step ended by itself."""
+        loss = math.inf if self.val_loss is None else self.val_loss
+        tune.report({**self.last, "val_loss": loss, "ended": True})  # "done" would end the trial

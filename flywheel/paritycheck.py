@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flywheel import config, curation, gate, models
+from flywheel import config, curation, gate, models, trials
 from flywheel.cluster import Cluster, connect
 from flywheel.config import CandidateConfig, Experiment, LoraConfig, ParityConfig
 from flywheel.errors import RequestError, TrainingError, boundary
@@ -111,9 +111,8 @@ def _adapters(bases: Sequence[Subject], desk: Desk) -> Iterator[Subject]:
         folder = desk.trials.at(key)
         if not (folder.exists("training.json") and folder.exists("spec.json")):
             continue
-        spec = {k: v for k, v in folder.read_json("spec.json").items() if k not in {"key", "label"}}
-        trial = Trial(**spec)
-        if trial.candidate in by_title:
+        trial = trials.read(folder)
+        if trial.method == "lora" and trial.candidate in by_title:
             yield Subject(by_title[trial.candidate], trial, adapted=True, folder=folder)
 
 

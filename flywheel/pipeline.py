@@ -31,14 +31,18 @@ from flywheel import (
     leaderboard,
     models,
     report,
+    reuse,
+    sweep,
     trials,
 )
-from flywheel.cluster import Needs, connect
+from flywheel.budget import Budget
+from flywheel.cluster import connect
 from flywheel.config import (
     LEARNING,
     CandidateConfig,
     Experiment,
     JudgeConfig,
+    LoraConfig,
     ModelConfig,
 )
 from flywheel.datasets import Manifest
@@ -53,14 +57,13 @@ from flywheel.scoring import misses_by_kind
 from flywheel.serving import Endpoint, engine, options, remote
 from flywheel.serving.engine import EngineSpec
 from flywheel.serving.pool import Pool
+from flywheel.spaces import extremes
 from flywheel.statistics import Groups, Power, conversations, estimate, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
 from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult
 
-_SLIVER = Needs(0.01, 0)
-"""What a trial holds that only waits for an endpoint."""
 _PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
 
 
@@ -99,6 +102,8 @@ def run(
     run_id: str,
     address: str | None = None,
     display: Display | None = None,
+    *,
+    fresh: bool = False,
 ) -> Outcome:
     """Run an experiment to its leaderboard, going on where ``run_id`` was left.
 
@@ -107,13 +112,14 @@ def run(
         run_id: A new name, or that of an interrupted run of the same experiment.
         address: A Ray cluster to join; default: ``RAY_ADDRESS``, else this machine.
         display: Shows progress.
+        fresh: Run trials anew that an earlier run on the same dataset has finished.
 
     Raises:
         RequestError: The request cannot be met; nothing was trained or asked.
         FlywheelError: The run failed; what is finished stays for a resumed run.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    return _Run(experiment, run_id, display or Silent()).go(address)
+    return _Run(experiment, run_id, display or Silent(), fresh=fresh).go(address)
 
 
 def power(experiment: Experiment, records: int) -> Power:
@@ -132,7 +138,9 @@ def power_warning(experiment: Experiment, power: Power) -> list[str]:
 class _Run:
     """The state of one run: where it works and what it has learned so far."""
 
-    def __init__(self, experiment: Experiment, run_id: str, display: Display) -> None:
+    def __init__(
+        self, experiment: Experiment, run_id: str, display: Display, *, fresh: bool
+    ) -> None:
         self.experiment = experiment
         self.run_id = run_id
         self.show = display.update
@@ -147,6 +155,8 @@ class _Run:
         self.pool = Pool(self._start_engine, self._fit)
         self.starts = _engine_starts(self.desk.run)
         """How often earlier sessions of the run started engines, by model."""
+        self.fresh = fresh or self._was_fresh()
+        self.budget = Budget(experiment.budget)
         self.started = _now()
         self.commit = _commit()
 
@@ -172,8 +182,10 @@ class _Run:
         self.power = self._power(manifest.splits["eval"])
         if manifest.splits["eval"] < experiment.dataset.eval_size:
             self.warnings += power_warning(experiment, self.power)
-        planned = trials.plan(experiment, manifest.fingerprint)
-        self._note("running", dataset=manifest.fingerprint, trials=len(planned))
+        planned, samples = self.budget.within(
+            trials.plan(experiment, manifest.fingerprint), trials.suggestions(experiment)
+        )
+        self._note("running", dataset=manifest.fingerprint, trials=len(planned) + samples)
         self.tracker.start(manifest.to_json())
         self.recording = True
 
@@ -181,26 +193,30 @@ class _Run:
             if not self.cluster.ours:  # a Ray of our own takes Serve down with it
                 cleanup.callback(engine.stop_if_idle)
             cleanup.callback(self.pool.close)
-            self._train(planned)
-            self._train_full(planned)
+            earlier = self._earlier(planned, manifest.fingerprint)
+            planned += self._train(planned, samples, earlier)
             self._answer(planned)
             calibration = self._judge(planned, manifest)
 
         self.groups = conversations(self._records(manifest), experiment.dataset.group_by)
-        results = [self._result(trial, calibration) for trial in planned]
+        begun = [trial for trial in planned if desk.folder(trial).exists("spec.json")]
+        results = [self._result(trial, calibration) for trial in begun]
+        if not results:
+            raise FlywheelError("; ".join(self.budget.sentences()))
         board = self._rank(results, manifest, calibration)
         page = self._report(board, manifest, results)
         self._track(board, page, results)
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
-        self._note("succeeded", dataset=manifest.fingerprint, trials=len(planned))
+        limits = self.budget.sentences()
+        self._note("succeeded", dataset=manifest.fingerprint, trials=len(begun), limits=limits)
         return Outcome(
             self.run_id,
             desk.run,
             board,
             manifest.to_json(),
             self.tracker.uri,
-            [*self.warnings, *self.tracker.warnings],
+            [*self.warnings, *limits, *self.tracker.warnings],
         )
 
     # -- before any work ---------------------------------------------------------------------
@@ -218,15 +234,14 @@ class _Run:
                     self.cluster.require_key(model.api_key_env)
                 continue
             models.available(model.model)
-            needs = self.cluster.engine_needs(model)
-            self.cluster.require(needs, f"the engine of {model.model}", model.min_replicas)
+            self._check_engine(model)
         options.check(config.engines(experiment))
+        trials.plan(experiment, "")  # reads what it names
         icl = experiment.methods.icl
-        if icl and icl.embedding_model and icl.chosen_by == "semantic_similarity":
+        if icl and icl.semantic and icl.embedding_model:
             models.available(icl.embedding_model)
         if experiment.methods.lora:
-            needs = self.cluster.trainer_needs(experiment.methods.lora)
-            self.cluster.require(needs, "a LoRA trainer")
+            self._check_trainers(experiment.methods.lora)
         if experiment.methods.full:
             needs = self.cluster.trainer_needs(experiment.methods.full)
             self.cluster.require(needs, "a trainer of whole models")
@@ -243,31 +258,78 @@ class _Run:
             raise RequestError(f"ranking.underpowered is refuse, and {found.sentence}")
         return found
 
+    def _check_engine(self, model: ModelConfig) -> None:
+        needs, what = self.cluster.engine_needs(model), f"the engine of {model.model}"
+        self.cluster.require(needs, what, model.min_replicas)
+        size, lora = models.size(model.model), self.experiment.methods.lora
+        if size is None or model.engine.get("quantization"):
+            return  # what quantised weights take is vLLM's to know
+        rank = max(map(int, extremes(lora.rank))) if lora else 0
+        parts = size.engine(model.engine.get("max_model_len"), int(lora is not None), rank)
+        self.cluster.require_memory(needs, parts, what)
+
+    def _check_trainers(self, lora: LoraConfig) -> None:
+        needs = self.cluster.trainer_needs(lora)
+        self.cluster.require(needs, "a LoRA trainer")
+        for candidate in self.experiment.candidates:
+            size = models.size(candidate.model) if candidate.can_try("lora") else None
+            if size is not None:
+                parts = size.trainer(max(map(int, extremes(lora.rank))))
+                self.cluster.require_memory(needs, parts, f"a LoRA trainer of {candidate.title}")
+
     # -- trials ------------------------------------------------------------------------------
 
-    def _train(self, planned: Sequence[Trial]) -> None:
-        """Train first, all of it: a small cluster holds a trainer or an engine, not both."""
-        lora = self.experiment.methods.lora
-        waiting = self._without(planned, "training.json", method="lora")
-        if lora is None or not waiting:
-            return
-        needs = self.cluster.trainer_needs(lora)
-        step = partial(_train_step, desk=self.desk, threads=math.ceil(needs.cpus))
-        show = partial(self.show, f"training {len(waiting)} adapters")
-        show(0, 0)
-        fanout.map_over(step, waiting, self.desk, needs, len(waiting), show)
+    def _earlier(self, planned: Sequence[Trial], fingerprint: str) -> reuse.Earlier:
+        """Take over what earlier runs have finished, and count what this one has taken before."""
+        earlier = reuse.Earlier(self.experiment, self.desk, fingerprint)
+        if self.fresh:
+            earlier.runs.clear()
+        for folder in map(self.desk.trials.at, self.desk.trials.names()):  # of earlier sessions
+            if folder.exists("spec.json") and not reuse.source(folder):
+                self._trained(trials.read(folder))
+                self._answered(trials.read(folder))
+        for trial in planned:
+            earlier.adopt(trial)
+        earlier.calibration()
+        return earlier
 
-    def _train_full(self, planned: Sequence[Trial]) -> None:
-        """The same for models whose every weight learns."""
-        config = self.experiment.methods.full
-        waiting = self._without(planned, "training.json", method="full")
-        if config is None or not waiting:
+    def _train(self, planned: Sequence[Trial], samples: int, earlier: reuse.Earlier) -> list[Trial]:
+        """Train first, all of it: a small cluster holds a trainer or an engine, not both.
+
+        Returns the trials that were not planned but suggested on the way.
+        """
+        suggested: list[Trial] = []
+        for method in LEARNING:
+            if method == "lora" and trials.guided(self.experiment):
+                guided = sweep.Guided(
+                    self.experiment,
+                    earlier.fingerprint,
+                    self.desk,
+                    self.budget,
+                    self._trained,
+                    earlier.adopt,
+                    samples,
+                )
+                self._train_all(method, guided)
+                suggested += guided.trials.values()
+            else:
+                untrained = self._without(planned, "training.json", method=method)
+                waiting = [t for t in untrained if trials.stopped(self.desk.folder(t)) is None]
+                listed = sweep.Listed(waiting, self.desk, self.budget, self._trained)
+                self._train_all(method, listed)
+        return suggested
+
+    def _train_all(self, method: str, feed: sweep.Feed) -> None:
+        if not feed.expected:
             return
-        needs = self.cluster.trainer_needs(config)
+        search = self.experiment.search
+        needs = self.cluster.trainer_needs(getattr(self.experiment.methods, method))
         step = partial(_train_step, desk=self.desk, threads=math.ceil(needs.cpus))
-        show = partial(self.show, f"training {len(waiting)} models")
+        what = "adapters" if method == "lora" else "models"
+        show = partial(self.show, f"training {feed.expected} {what}")
         show(0, 0)
-        fanout.map_over(step, waiting, self.desk, needs, len(waiting), show)
+        together = search.max_concurrent or min(self.cluster.room(needs), feed.expected)
+        fanout.map_over(step, feed, self.desk, together, show, needs, search.scheduler)
 
     def _answer(self, planned: Sequence[Trial]) -> None:
         """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
@@ -290,7 +352,8 @@ class _Run:
                 step = partial(_answer_step, desk=self.desk, endpoints=endpoints)
                 show = partial(self.show, f"answering with {candidate.title}")
                 show(0, 0)
-                fanout.map_over(step, mine, self.desk, _SLIVER, 1, show)
+                feed = sweep.Listed(mine, self.desk, self.budget, self._answered)
+                fanout.map_over(step, feed, self.desk, 1, show)
 
     def _by_weights(
         self, planned: Sequence[Trial]
@@ -328,6 +391,35 @@ class _Run:
     def _failed(self, trial: Trial) -> bool:
         """A trial without the weights it was to learn has failed in training."""
         return trial.method in LEARNING and not self.desk.folder(trial).exists("training.json")
+
+    # -- budget ------------------------------------------------------------------------------
+
+    def _trained(self, trial: Trial) -> None:
+        """Tell the budget what a training took."""
+        folder = self.desk.folder(trial)
+        trainer = getattr(self.experiment.methods, trial.method)
+        facts = trials.stopped(folder)
+        if folder.exists("training.json"):
+            facts = folder.read_json("training.json")
+        if facts is not None:
+            hours = facts["seconds"] / 3600
+            price = self._candidate(trial).price_per_hour or 0.0
+            self.budget.spend(hours * self.cluster.trainer_needs(trainer).gpus, hours * price)
+
+    def _answered(self, trial: Trial) -> None:
+        """Tell the budget what the answers took."""
+        folder, candidate = self.desk.folder(trial), self._candidate(trial)
+        if not folder.exists("answers.json"):
+            return
+        completions = read_completions(folder.at("completions"))
+        _, wall_s = trials.read_latency(folder)
+        gpus = 0 if candidate.remote else self.cluster.engine_needs(candidate).gpus
+        answered = sum(not completion.error for completion in completions)
+        per_1k = costs.cost_of(candidate, completions, wall_s).per_1k_requests or 0.0
+        self.budget.spend(gpus * wall_s / 3600, per_1k * answered / 1000)
+
+    def _candidate(self, trial: Trial) -> CandidateConfig:
+        return next(c for c in self.experiment.candidates if c.title == trial.candidate)
 
     # -- judging -----------------------------------------------------------------------------
 
@@ -375,7 +467,10 @@ class _Run:
     def _result(self, trial: Trial, calibration: Json | None) -> TrialResult:
         folder = self.desk.folder(trial)
         error = trials.failure(folder)
-        if not folder.exists("answers.json"):
+        stop = trials.stopped(folder)
+        if stop is not None:
+            result = TrialResult(trial, "stopped", _told(stop), provenance=self._provenance())
+        elif not folder.exists("answers.json"):
             error = error or "the trial left no answers"
             result = TrialResult(
                 trial, "failed", error, parity=_parity(folder), provenance=self._provenance()
@@ -386,10 +481,11 @@ class _Run:
         return result
 
     def _succeeded(self, trial: Trial, folder: Storage, calibration: Json | None) -> TrialResult:
-        candidate = next(c for c in self.experiment.candidates if c.title == trial.candidate)
+        candidate = self._candidate(trial)
         completions = read_completions(folder.at("completions"))
         latency, wall_s = trials.read_latency(folder)
         judge = {"judge": calibration["identity"]} if calibration else {}
+        reused = {"reused_from": reuse.source(folder)} if reuse.source(folder) else {}
         stop = trials.read_stop(folder)
         stopped = {"stopped": stop} if stop else {}
         trained = folder.exists("training.json")
@@ -402,7 +498,7 @@ class _Run:
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
             parity=_parity(folder),
-            provenance={**self._provenance(), **judge, **stopped},
+            provenance={**self._provenance(), **judge, **reused, **stopped},
             misses=misses_by_kind(scores),
         )
 
@@ -485,10 +581,16 @@ class _Run:
                 "finished_at": finished,
                 "tracking_uri": self.tracker.uri,
                 "engine_starts": dict(self.starts + self.pool.starts),
+                "fresh": self.fresh,
                 **facts,
                 **self._provenance(),
             },
         )
+
+    def _was_fresh(self) -> bool:
+        """What the run was begun with holds when it is resumed."""
+        run = self.desk.run
+        return run.exists("run.json") and bool(run.read_json("run.json").get("fresh"))
 
     def _end(self, status: str, error: str) -> None:
         """Leave word of a bad end; a request refused before any work leaves nothing."""
@@ -526,6 +628,11 @@ def _engine_starts(folder: Storage) -> Counter[str]:
 def _metrics(scores: Sequence[Score], groups: Groups) -> dict[str, Any]:
     names = dict.fromkeys(score.metric for score in scores)
     return {name: estimate([s for s in scores if s.metric == name], groups) for name in names}
+
+
+def _told(stop: Json) -> str:
+    done = f"{100 * stop['share']:.0f} % of its training"
+    return f"by {stop['by']} after {done}, val loss {stop['val_loss']:.3g}"
 
 
 def _versions() -> dict[str, str]:

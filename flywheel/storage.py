@@ -168,6 +168,18 @@ class Storage:
             self._fs.get(self._at(name).rstrip("/") + "/", str(local) + "/", recursive=True)
         return local
 
+    def copy_from(self, other: Storage, name: str) -> None:
+        """Copy a file or a folder of another place in the same storage; a missing one is fine."""
+        source, target = other._at(name), self._at(name)
+        with boundary(StorageError, f"copying {source} to {target}"):
+            if not self._fs.exists(source):
+                return
+            if self._fs.isdir(source):
+                for path in self._fs.find(source):
+                    self.copy_from(other, str(path)[len(other._root) + 1 :])
+            else:
+                self.write_bytes(name, self._fs.cat_file(source))
+
     def remove(self, name: str) -> None:
         """Delete a file or a folder with all in it; a missing one is fine."""
         with boundary(StorageError, f"removing {self._at(name)}"):

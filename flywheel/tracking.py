@@ -30,7 +30,9 @@ RUN_TAG = "flywheel.run_id"
 TRIAL_TAG = "flywheel.trial_key"
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
-ENDINGS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+ENDINGS = {"succeeded": "FINISHED", "failed": "FAILED"} | dict.fromkeys(
+    ("interrupted", "stopped"), "KILLED"
+)
 """A run's or trial's status -> MLflow's."""
 HEALTH_TIMEOUT_S = 5.0
 BATCH = 1_000

@@ -5,32 +5,34 @@ and `answer` (ask an endpoint for every eval record, score what programs can sco
 writes its marker file last and does nothing when it is there, so a run that was killed goes on.
 What lies in a trial's folder: ``spec.json``, ``adapter/`` or ``model/`` and ``training.json``
 (before that a checkpoint), ``reference.json`` and ``parity.json``, ``completions/`` and ``scores/``
-and ``answers.json``, ``failed.json`` where a step failed, ``result.json`` last.
+and ``answers.json``, ``failed.json`` where a step failed, ``stopped.json`` where a scheduler ended
+a training, ``result.json`` last.
 """
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from flywheel import adaptive, costs, curation, gate, inference, models, scoring
+from flywheel import adaptive, costs, curation, gate, inference, models, scoring, search
 from flywheel.config import (
+    LEARNING,
     CandidateConfig,
     Experiment,
-    FullConfig,
     IclConfig,
-    LoraConfig,
     ParityConfig,
-    as_list,
+    TrainerConfig,
 )
-from flywheel.errors import EngineError, FlywheelError, TrialStoppedError
+from flywheel.datasets.training import training_rows
+from flywheel.errors import ConfigError, EngineError, FlywheelError, TrialStoppedError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
 from flywheel.serving import Endpoint
+from flywheel.spaces import Searched
 from flywheel.storage import Storage
 from flywheel.types import Json, Latency, Record, Score, Trial
 
@@ -38,7 +40,16 @@ PROGRAMMATIC = "programmatic.jsonl"
 DEFAULT_MAX_TOKENS = 512
 """Answer tokens where neither the experiment nor the logged request sets a limit."""
 
-Progress = Callable[[int, int], None]
+MAX_PROMPT_BYTES = 100_000
+SCHEDULED_VALIDATIONS = 9
+"""Validations of a training where a scheduler goes by them and the experiment says nothing else."""
+
+
+class Progress(Protocol):
+    """Told how far a step is."""
+
+    def __call__(self, done: int, total: int, val_loss: float | None = None, /) -> None:
+        """Steps or records done, in all, and the latest validation loss of a training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +79,78 @@ class Desk:
 
     def unseen(self, trial: Trial) -> list[Record]:
         """What parity is checked on: the validation split, or the train split if it is empty."""
-        return self.records(trial, "val") or self.records(trial, "train")
+        return prompted(trial, self.records(trial, "val") or self.records(trial, "train"))
 
 
 def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
-    """All trials of an experiment, in the order of candidates, methods and grids."""
-    trials = []
-    for candidate in experiment.candidates:
-        for method, parameters, settings in _variants(experiment, candidate):
-            trials.append(
-                Trial(
-                    candidate=candidate.title,
-                    model=candidate.model,
-                    method=method,
-                    parameters=parameters,
-                    dataset=fingerprint,
-                    seed=experiment.seed,
-                    settings={**_serving(experiment, candidate), **settings},
-                )
-            )
-    return trials
+    """The trials known before any has ended, in the order of candidates, methods and points.
+
+    What Optuna is to suggest is not among them; two points that come to the same are one trial.
+
+    Raises:
+        ConfigError: A system prompt cannot be read.
+    """
+    found = [
+        of(experiment, candidate, method, point, fingerprint)
+        for candidate in experiment.candidates
+        for method in experiment.methods.chosen
+        if candidate.can_try(method) and not (method == "lora" and guided(experiment))
+        for point in _points(experiment, method)
+    ]
+    return list({trial.key: trial for trial in found}.values())
+
+
+def guided(experiment: Experiment) -> bool:
+    """Whether fine-tunings are suggested one by one, each by those before."""
+    lora = experiment.methods.lora
+    return lora is not None and search.guided(lora, experiment.search.algorithm)
+
+
+def suggestions(experiment: Experiment) -> int:
+    """How many fine-tunings Optuna is to suggest, for all candidates together."""
+    able = sum(candidate.can_try("lora") for candidate in experiment.candidates)
+    return experiment.search.samples * able if guided(experiment) else 0
+
+
+def of(
+    experiment: Experiment, candidate: CandidateConfig, method: str, point: Json, fingerprint: str
+) -> Trial:
+    """The trial at one point of a method's spaces.
+
+    Raises:
+        ConfigError: Its system prompt cannot be read.
+    """
+    config = getattr(experiment.methods, method).model_copy(update=point)
+    parameters, settings = _chosen(config, candidate)
+    if config.system_prompt is not None:
+        parameters["prompt"] = Path(config.system_prompt).stem
+        settings["system_prompt"] = _prompt(config.system_prompt)
+    if method in LEARNING:
+        settings["training"]["validations"] = _validations(experiment, config)
+    if method == "lora":
+        settings["parity"] = experiment.parity.model_dump()
+    return Trial(
+        candidate=candidate.title,
+        model=candidate.model,
+        method=method,
+        parameters=parameters,
+        dataset=fingerprint,
+        seed=experiment.seed,
+        settings={**_serving(experiment, candidate), **settings},
+    )
 
 
 def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
     """Fine-tune the trial's weights and put them into the run's storage.
 
     A training that was killed goes on from its last checkpoint in the trial's folder.
+
+    Args:
+        trial: One of a method with weights to learn.
+        desk: Where it works.
+        threads: CPU threads to compute with.
+        progress: Told after each step, and of the last when all is saved; may raise
+            `TrialStoppedError`.
 
     Raises:
         TrainingError: See `flywheel.methods.lora.train` and `flywheel.methods.full.train`.
@@ -106,18 +163,20 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
     if folder.exists("training.json"):
         return
     parameters = {**trial.settings["training"], **trial.parameters, "base_model": trial.model}
+    pool = icl.Pool.read(desk.storage.at("datasets", trial.dataset))
+    rows = training_rows(pool.classes, parameters["max_train_records"], parameters["class_balance"])
     with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
         trainer = lora if trial.method == "lora" else full
         try:
             summary = trainer.train(
                 models.fetch(trial.model),
-                desk.records(trial, "train"),
-                desk.records(trial, "val"),
+                prompted(trial, [pool.records[row] for row in rows]),
+                prompted(trial, desk.records(trial, "val")),
                 parameters,
                 trial.seed,
                 Path(temporary),
                 threads,
-                progress=lambda done, total, val_loss: progress(done, total),
+                progress=partial(_before_the_end, progress),
                 checkpoints=folder,
             )
         except TrialStoppedError:
@@ -129,6 +188,7 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
             gate.remember(trial, folder, unseen, Path(temporary), _limits(trial), threads)
     folder.write_json("training.json", summary)
     folder.remove(checkpoints.NAME)
+    progress(summary["steps"], summary["steps"], summary["val_loss"])
 
 
 def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> None:
@@ -158,6 +218,23 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
     folder.write_json("answers.json", {"wall_s": wall, "latency": measured, **told})
 
 
+def prompted(trial: Trial, records: Sequence[Record]) -> list[Record]:
+    """The records with the trial's own system prompt, where it has one; ids stay."""
+    text = trial.settings.get("system_prompt")
+    return [_with_system(record, text) for record in records] if text else list(records)
+
+
+def read(folder: Storage) -> Trial:
+    """The trial whose folder it is."""
+    spec = folder.read_json("spec.json")
+    return Trial(**{field.name: spec[field.name] for field in fields(Trial)})
+
+
+def write_spec(folder: Storage, trial: Trial) -> None:
+    """Leave word of what is tried here."""
+    folder.write_json("spec.json", {"key": trial.key, "label": trial.label, **asdict(trial)})
+
+
 def read_scores(folder: Storage) -> list[Score]:
     """All scores a trial has so far."""
     scores = folder.at("scores")
@@ -177,10 +254,29 @@ def read_stop(folder: Storage) -> Json:
     return stopped
 
 
+def slug(name: str) -> str:
+    """A name as part of a path or URL."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return "".join(c if c.isalnum() else "-" for c in last)[:40].strip("-")
+
+
 def write_failure(folder: Storage, error: BaseException) -> None:
     """Leave word of why a trial failed, in one bounded sentence."""
     kind = "" if isinstance(error, FlywheelError) else f"{type(error).__name__}: "
     folder.write_json("failed.json", {"error": f"{kind}{error}"[:2000]})
+
+
+def write_stop(folder: Storage, facts: Json) -> None:
+    """Leave word that a scheduler ended this training, and how far it was."""
+    folder.write_json("stopped.json", facts)
+
+
+def stopped(folder: Storage) -> Json | None:
+    """How far a training was that a scheduler ended; none where none did."""
+    if folder.exists("training.json") or not folder.exists("stopped.json"):
+        return None
+    facts: Json = folder.read_json("stopped.json")
+    return facts
 
 
 def failure(folder: Storage) -> str:
@@ -192,54 +288,81 @@ def _limits(trial: Trial) -> ParityConfig:
     return ParityConfig(**trial.settings["parity"])
 
 
-def _variants(experiment: Experiment, candidate: CandidateConfig) -> list[tuple[str, Json, Json]]:
-    """Method, parameters and settings of each of a candidate's trials."""
-    methods = experiment.methods
-    variants: list[tuple[str, Json, Json]] = []
-    if methods.base and candidate.can_try("base"):
-        variants.append(("base", {}, {}))
-    if methods.icl and candidate.can_try("icl"):
-        style = "system" if candidate.remote else "turns"
-        variants += [("icl", *point) for point in _icl_variants(methods.icl, style)]
-    if methods.lora and candidate.can_try("lora"):
-        parity = {"parity": experiment.parity.model_dump()}
-        for point in _grid(methods.lora):
-            parameters, settings = _trained_variant(point)
-            variants.append(("lora", parameters, {**settings, **parity}))
-    if methods.full and candidate.can_try("full"):
-        variants += [("full", *_trained_variant(point)) for point in _grid(methods.full)]
-    return variants
+def _before_the_end(
+    progress: Progress, done: int, total: int, val_loss: float | None = None
+) -> None:
+    """Pass on all but the last step: what is complete must be saved before a scheduler sees it."""
+    if done < total:
+        progress(done, total, val_loss)
 
 
-def _icl_variants(config: IclConfig, style: str) -> Iterator[tuple[Json, Json]]:
-    """Parameters and settings; a ratio is a parameter where it is not the plain nearest."""
-    semantic = config.chosen_by == "semantic_similarity"
-    settings = {
+def _points(experiment: Experiment, method: str) -> Iterator[Json]:
+    config, how = getattr(experiment.methods, method), experiment.search
+    return search.points(config, how.algorithm, how.samples, experiment.seed)
+
+
+def _chosen(config: Searched, candidate: CandidateConfig) -> tuple[Json, Json]:
+    """Parameters and settings: what tells trials apart for people, and what else decides.
+
+    Neither depends on what the file searches: the same trial of another file has the same key.
+    """
+    if isinstance(config, IclConfig):
+        return _icl_choice(config, "system" if candidate.remote else "turns")
+    if isinstance(config, TrainerConfig):
+        return _trained_choice(config)
+    return {}, {}
+
+
+def _icl_choice(config: IclConfig, style: str) -> tuple[Json, Json]:
+    """Of what is rarely changed, people see what is not the default."""
+    selection, ratio, order = config.selection, config.relevance_ratio, config.order
+    if selection == "semantic_similarity" and config.embedding_model is None:
+        selection = "lexical"
+    parameters: Json = {"examples": config.examples}
+    if selection != "semantic_similarity":
+        parameters["selection"] = selection
+    if ratio != 1 and selection != "uniform_distribution":
+        parameters["relevance_ratio"] = ratio
+    if order != "nearest_last":
+        parameters["order"] = order
+    semantic = selection == "semantic_similarity"
+    return parameters, {
         "style": style,
-        "selection": config.chosen_by,
         "embedding_model": config.embedding_model if semantic else None,
         "min_examples": config.min_examples,
         "max_context_tokens": config.max_context_tokens,
     }
-    for examples, ratio in itertools.product(
-        as_list(config.examples), as_list(config.relevance_ratio)
-    ):
-        relevance = {"relevance_ratio": ratio} if ratio < 1 else {}
-        yield {"examples": examples, **relevance}, settings
 
 
-def _grid(config: LoraConfig | FullConfig) -> list[Json]:
-    values = config.model_dump(exclude={"cpus", "gpus"})
-    lists = [as_list(value) for value in values.values()]
-    return [dict(zip(values, point, strict=True)) for point in itertools.product(*lists)]
+def _trained_choice(config: TrainerConfig) -> tuple[Json, Json]:
+    """People see rank, rate, length, and what else can be searched and is not the default."""
+    values = config.model_dump(exclude={"cpus", "gpus", "system_prompt"})
+    default = type(config)().model_dump()
+    length = "epochs" if values["steps"] is None else "steps"
+    changed = [n for n in config.searchable() if n in values and values[n] != default[n]]
+    shown = [n for n in ("rank", "learning_rate", length) if n in values]
+    parameters = {name: values.pop(name) for name in dict.fromkeys([*shown, *changed])}
+    return parameters, {"training": values}
 
 
-def _trained_variant(point: Json) -> tuple[Json, Json]:
-    """Rank, rate and epochs tell trained trials apart for people; the rest are settings."""
-    length = "epochs" if point["steps"] is None else "steps"
-    names = [name for name in ("rank", "learning_rate", length) if name in point]
-    rest = {name: value for name, value in point.items() if name not in names}
-    return {name: point[name] for name in names}, {"training": rest}
+def _validations(experiment: Experiment, config: TrainerConfig) -> int:
+    """How often to validate; a scheduler decides at validations, so it gets more of them."""
+    default: int = TrainerConfig.model_fields["validations"].default
+    scheduled = experiment.search.scheduler.kind != "none" and config.validations == default
+    return SCHEDULED_VALIDATIONS if scheduled else config.validations
+
+
+def _prompt(path: str) -> str:
+    """The text of a system prompt's file; trials carry it to wherever they run."""
+    try:
+        data = Path(path).read_bytes()
+        text = data.decode("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"system_prompt: {path} cannot be read ({error})") from None
+    if not text or len(data) > MAX_PROMPT_BYTES:
+        allowed = f"allowed: 1 to {MAX_PROMPT_BYTES:,} bytes"
+        raise ConfigError(f"system_prompt: {path} has {len(data):,} bytes; {allowed}")
+    return text
 
 
 def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
@@ -258,7 +381,7 @@ def _ask(
     rule, rounds = settings.get("adaptive"), [len(records)]
     if rule:
         records, rounds = adaptive.order(records, rule, settings["concurrency"])
-    asks, told = _asks(trial, desk, records)
+    asks, told = _asks(trial, desk, prompted(trial, records))
     answers = inference.Answers([], 0.0, 0)
     for upto in rounds:
         more = inference.answer_all(
@@ -291,15 +414,31 @@ def _asks(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Ask
 
 def _few_shot(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Json], Json]:
     settings = trial.settings
-    names = ("selection", "style", "min_examples")
-    rule = icl.Rule(**trial.parameters, **{name: settings[name] for name in names})
+    rule = icl.Rule(
+        **{"selection": "semantic_similarity", **_without_prompt(trial.parameters)},
+        style=settings["style"],
+        min_examples=settings["min_examples"],
+    )
     pool = icl.Pool.read(desk.storage.at("datasets", trial.dataset))
     budget = _budget(trial)
     reserved = [_answer_tokens(base.request(record), settings["sampling"]) for record in records]
     orders = icl.orders(records, pool, rule, trial.seed, partial(_embed, trial, desk))
     chosen = icl.choose(records, pool, rule, orders, budget, reserved)
-    bodies = [icl.request(r, e, rule.style) for r, e in zip(records, chosen, strict=True)]
+    bodies = [
+        icl.request(r, e, rule.style, rule.order) for r, e in zip(records, chosen, strict=True)
+    ]
     return bodies, icl.account(chosen, rule, budget)
+
+
+def _with_system(record: Record, text: str) -> Record:
+    spoken = record.messages
+    rest = spoken[1:] if spoken[:1] and spoken[0]["role"] in {"system", "developer"} else spoken
+    messages = [{"role": "system", "content": text}, *rest]
+    return replace(record, request={**record.request, "messages": messages})
+
+
+def _without_prompt(parameters: Json) -> Json:
+    return {name: value for name, value in parameters.items() if name != "prompt"}
 
 
 def _budget(trial: Trial) -> icl.Budget:

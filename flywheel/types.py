@@ -83,8 +83,13 @@ def record_id(
     return hashlib.sha256(b"".join([tools, settings, *messages, body])).hexdigest()[:16]
 
 
-_SHORT = {"learning_rate": "lr", "rank": "r", "examples": "k"}
+_SHORT = {"learning_rate": "lr", "rank": "r", "examples": "k", "max_train_records": "n"}
 """What people call these parameters."""
+
+
+def _shown(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if number else str(value)
 
 
 class Reason(StrEnum):
@@ -348,7 +353,7 @@ class Trial:
     @property
     def label(self) -> str:
         """A short name for people: candidate, method, and the parameters that were chosen."""
-        chosen = (f"{_SHORT.get(k, k)}={v:g}" for k, v in self.parameters.items())
+        chosen = (f"{_SHORT.get(k, k)}={_shown(v)}" for k, v in self.parameters.items())
         return " ".join([self.candidate, self.method, *chosen])
 
 
@@ -358,7 +363,7 @@ class TrialResult:
 
     trial: Trial
     status: str
-    """``succeeded`` or ``failed``."""
+    """``succeeded``, ``failed``, or ``stopped`` where a scheduler ended its training."""
     error: str = ""
     metrics: dict[str, Estimate] = field(default_factory=dict)
     latency: Latency | None = None

@@ -10,6 +10,7 @@ import pytest
 from flywheel.cluster import Cluster, Needs, connect
 from flywheel.config import LoraConfig, ModelConfig
 from flywheel.errors import ClusterError
+from flywheel.sizing import Size
 
 SMALL = {"CPU": 2.0}
 L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
@@ -93,6 +94,92 @@ def test_what_no_node_can_hold_is_refused_with_needs_and_what_is_there(
 ) -> None:
     with pytest.raises(ClusterError, match=re.escape(said)):
         cluster(*nodes).require(needs, "the engine")
+
+
+@pytest.mark.parametrize(
+    ("needs", "nodes", "room"),
+    [
+        (Needs(1.5, 0), [SMALL], 1),
+        (Needs(0.5, 0), [SMALL, L4], 20),
+        (Needs(1, 1), [SMALL, L4, QUAD], 5),
+        (Needs(8, 2), [QUAD], 2),
+        (Needs(1, 1, "H100"), [L4, QUAD], 4),
+        (Needs(1, 8), [L4, QUAD], 0),
+    ],
+)
+def test_the_cluster_knows_how_many_of_these_it_holds_at_a_time(
+    needs: Needs, nodes: list[dict[str, float]], room: int
+) -> None:
+    assert cluster(*nodes).room(needs) == room
+
+
+LLAMA_8B = Size.of(
+    {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+    },
+    16_060_522_496,
+)
+
+
+def test_an_engines_memory_is_weights_adapters_and_the_cache_of_one_request() -> None:
+    parts = LLAMA_8B.engine(8192, adapters=8, rank=16)
+    assert parts["weights"] == pytest.approx(14.96, abs=0.01)
+    assert parts["kv_cache"] == pytest.approx(1.0)
+    assert LLAMA_8B.adapter_parameters(16) == 41_943_040  # as PEFT counts them
+    assert parts["adapters"] == pytest.approx(8 * 41_943_040 * 2 / 2**30)
+    whole = LLAMA_8B.engine(None, adapters=0, rank=0)
+    assert whole["kv_cache"] == pytest.approx(16.0)
+    assert LLAMA_8B.trainer(16)["adapter"] == pytest.approx(41_943_040 * 16 / 2**30)
+
+
+@pytest.mark.parametrize(
+    ("needs", "nodes"),
+    [
+        (Needs(1, 1), [L4]),
+        (Needs(4, 2), [{"CPU": 8.0, "GPU": 2.0, "accelerator_type:T4": 1.0}]),
+        (Needs(1, 1), [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:T4": 1.0}, L4]),
+        (Needs(1, 1), [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:NEW9": 1.0}]),
+        (Needs(1, 1), [{"CPU": 8.0, "GPU": 1.0}]),
+        (Needs(1, 0), [SMALL]),
+        (Needs(1, 0), [{"CPU": 8.0, "memory": 24.0 * 2**30}]),
+    ],
+    ids=["L4", "two T4", "one of two", "unknown GPU", "unnamed GPU", "unknown memory", "memory"],
+)
+def test_what_has_the_memory_or_cannot_be_known_is_let_through(
+    needs: Needs, nodes: list[dict[str, float]]
+) -> None:
+    parts = LLAMA_8B.engine(8192, adapters=1, rank=16)
+    cluster(*nodes).require_memory(needs, parts, "the engine")
+
+
+@pytest.mark.parametrize(
+    ("needs", "node", "said"),
+    [
+        (
+            Needs(1, 1),
+            {"CPU": 8.0, "GPU": 4.0, "accelerator_type:T4": 1.0},
+            "the engine needs 17.6 GiB on 1 GPU at least (weights 15.0, adapters 0.1, "
+            "kv cache 1.0; a tenth for the rest), but there are 16.0",
+        ),
+        (
+            Needs(1, 0),
+            {"CPU": 8.0, "memory": 8.0 * 2**30},
+            "the engine needs 17.6 GiB on one node at least",
+        ),
+    ],
+    ids=["GPU", "memory"],
+)
+def test_what_lacks_the_memory_is_refused_with_what_needs_it(
+    needs: Needs, node: dict[str, float], said: str
+) -> None:
+    parts = LLAMA_8B.engine(8192, adapters=1, rank=16)
+    with pytest.raises(ClusterError, match=re.escape(said)):
+        cluster(node).require_memory(needs, parts, "the engine")
 
 
 @pytest.mark.parametrize("by_variable", [False, True])

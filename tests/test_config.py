@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
-from flywheel.config import Experiment, as_list, dump, load, secret, validate
+from flywheel.config import Experiment, dump, load, schema, secret, validate
 from flywheel.errors import ConfigError
+from flywheel.trials import plan, suggestions
 from flywheel.types import Json
 
 GOOD: Json = {
@@ -237,10 +240,43 @@ def test_dump_says_everything_and_loads_back_the_same(tmp_path: Path, changes: J
     assert yaml.safe_load(text)["dataset"]["eval_size"] == 100
 
 
-def test_the_experiments_of_the_repository_load() -> None:
-    folder = Path(__file__).parents[1] / "experiments"
-    names = [load(path).name for path in sorted(folder.glob("*.yaml"))]
-    assert "demo" in names
+FOLDER = Path(__file__).parents[1] / "experiments"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_experiment_of_the_repository_loads_plans_trials_and_fits_its_schema(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    experiment = load(path)
+    assert plan(experiment, "f")
+    assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
+    written = json.loads((FOLDER / "schema.json").read_text())
+    jsonschema.validate(yaml.safe_load(path.read_text()), written)
+
+
+def test_the_small_sweep_is_what_it_says() -> None:
+    experiment = load(FOLDER / "sweep_small.yaml")
+    known = [trial.method for trial in plan(experiment, "f")]
+    assert (known.count("base"), known.count("icl"), known.count("lora")) == (1, 2, 0)
+    assert suggestions(experiment) == 8
+    assert experiment.search.scheduler.kind == "asha"
+
+
+def test_the_committed_schema_is_that_of_the_code() -> None:
+    assert json.loads((FOLDER / "schema.json").read_text()) == schema()
+
+
+@pytest.mark.parametrize("field", ["methods.lora.rnak", "search.sampler", "nmae"])
+def test_an_editor_with_the_schema_sees_a_misspelt_field(field: str) -> None:
+    data: Json = {**GOOD, "methods": {"lora": {}}, "search": {}}
+    place, *rest = [data, *field.split(".")[:-1]]
+    for part in rest:
+        place = place[part]
+    place[field.rsplit(".", maxsplit=1)[-1]] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, schema())
 
 
 def test_an_experiment_never_changes() -> None:
@@ -251,11 +287,6 @@ def test_an_experiment_never_changes() -> None:
 def test_a_candidate_is_called_by_its_name_or_the_last_part_of_its_model() -> None:
     assert changed(candidates=[{"model": "a/b/"}]).candidates[0].title == "b"
     assert changed(candidates=[{"model": "a/b", "name": "c"}]).candidates[0].title == "c"
-
-
-def test_a_grid_is_a_list_or_one_value() -> None:
-    assert as_list([1, 2]) == [1, 2]
-    assert as_list(1) == [1]
 
 
 def test_a_secret_comes_from_the_environment_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

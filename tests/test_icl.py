@@ -55,6 +55,8 @@ def test_the_newer_name_of_the_token_limit_counts_too() -> None:
 
 def test_as_turns_examples_stand_between_system_and_query_nearest_last() -> None:
     body = icl.request(RECORD, [NEAR, FAR], "turns")
+    turned = icl.request(RECORD, [FAR, NEAR], "turns", "nearest_first")
+    assert turned["messages"] == body["messages"]
     messages = body["messages"]
     assert roles(messages) == ["system", "user", "assistant", "user", "assistant", "user"]
     assert messages[0] == RECORD.messages[0]

@@ -17,10 +17,10 @@ ENTRY = {"__main__", "testing"}
 """May import anything: the program's front door, and the public fakes of all that lies below."""
 LAYERS = {
     "base": {"types", "errors"},
-    "config": {"config"},
+    "config": {"config", "spaces"},
     "pure": {
         "records", "normalising", "schemas", "fastlane", "redaction", "importers", "datasets",
-        "scoring", "statistics", "costs", "leaderboard", "parity",
+        "scoring", "statistics", "costs", "leaderboard", "parity", "search", "budget", "sizing",
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
@@ -28,7 +28,7 @@ LAYERS = {
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
-    "trials": {"gate", "trials", "adaptive", "fanout"},
+    "trials": {"gate", "trials", "adaptive", "sweep", "reuse", "fanout"},
     "runs": {"pipeline", "paritycheck", "service", "doctor"},
     "front": {"cli"},
 }  # fmt: skip

@@ -285,3 +285,14 @@ def test_figures_are_written_alike_everywhere():
     assert interval(Estimate(0.714, 0.62, 0.79, 100)) == "0.71 [0.62, 0.79]"
     assert interval(Estimate(None, None, None, 3, failed=3)) == "–"
     assert [money(v) for v in (1.1, 12345, 0.0042, 0)] == ["1.10", "12,345.00", "0.0042", "0.00"]
+
+
+def test_a_stopped_training_is_no_failure_and_no_candidate():
+    trial = Trial("early", "m", "lora", {}, "d", 0)
+    stopped = TrialResult(trial, "stopped", "by asha after 25 % of its training")
+    board = board_of(trial_with("good", [1] * 20), (stopped, []))
+    columns, rows = table(board)
+    place = {row[1]: row[columns.index("verdict")] for row in rows}
+    assert place["early lora"] == "stopped: by asha after 25 % of its training"
+    assert names(board) == ["good", "early"]
+    assert board.rows[1].rank is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,9 +54,17 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trial]:
 
 def test_trials_are_told_apart_by_what_decides_their_length(planned: dict[str, Trial]) -> None:
     assert [trial.label for trial in planned.values()] == [
-        "tiny lora r=8 lr=0.001 steps=3",
-        "tiny full lr=5e-05 steps=3",
+        "tiny lora r=8 lr=0.001 steps=3 batch_records=4",
+        "tiny full lr=5e-05 steps=3 batch_records=4",
     ]
+
+
+def test_parity_is_asked_with_the_trials_own_prompt(desk: Desk, planned: dict[str, Trial]) -> None:
+    trial = planned["lora"]
+    other = replace(trial, settings={**trial.settings, "system_prompt": "Be brief."})
+    said = [record.messages[0]["content"] for record in desk.unseen(other)]
+    assert said == ["Be brief."] * 2
+    assert [r.id for r in desk.unseen(other)] == [r.id for r in desk.unseen(trial)]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,7 @@ def test_a_stopped_trial_leaves_nothing_and_a_finished_one_its_weights(
     trial = planned[method]
     folder = desk.folder(trial)
 
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, val_loss: float | None = None) -> None:
         if done == 2:
             assert folder.exists(NAME)
             raise TrialStoppedError("worse than others")
@@ -76,9 +85,13 @@ def test_a_stopped_trial_leaves_nothing_and_a_finished_one_its_weights(
     with pytest.raises(TrialStoppedError):
         trials.train(trial, desk, 1, stop)
     assert not Path(folder.url).exists() or folder.names() == []
-    told: list[tuple[int, int]] = []
-    trials.train(trial, desk, 1, lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    told: list[tuple[int, int, bool]] = []
+
+    def tell(done: int, total: int, val_loss: float | None = None) -> None:
+        told.append((done, total, folder.exists("training.json")))
+
+    trials.train(trial, desk, 1, tell)
+    assert told == [(1, 3, False), (2, 3, False), (3, 3, True)]
     assert folder.exists(weights)
     told_to_parity = {"reference.json"} if method == "lora" else set()
     assert set(folder.names()) == {weights.partition("/")[0], "training.json"} | told_to_parity

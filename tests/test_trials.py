@@ -11,7 +11,8 @@ import pytest
 
 from flywheel import trials
 from flywheel.config import ClientConfig, Experiment, validate
-from flywheel.errors import EngineError, ModelNotFoundError, TrainingError
+from flywheel.datasets.training import training_rows
+from flywheel.errors import ConfigError, EngineError, ModelNotFoundError, TrainingError
 from flywheel.scoring import METRICS
 from flywheel.serving import Endpoint
 from flywheel.statistics import estimate
@@ -108,6 +109,128 @@ def test_examples_and_ratio_are_a_grid_and_the_plain_nearest_needs_no_name() -> 
         "small icl k=3",
         "small icl k=3 relevance_ratio=0.7",
     ]
+
+
+def test_people_see_what_is_not_the_default() -> None:
+    lora = {"rank": 8, "class_balance": ["natural", "equal"], "max_train_records": [None, 64]}
+    assert labels(experiment(methods={"lora": {**lora, "epochs": 1}})) == [
+        "small lora r=8 lr=0.001 epochs=1",
+        "small lora r=8 lr=0.001 epochs=1 class_balance=equal",
+        "small lora r=8 lr=0.001 epochs=1 n=64",
+        "small lora r=8 lr=0.001 epochs=1 n=64 class_balance=equal",
+    ]
+    icl = {"selection": ["lexical", "uniform_distribution"], "order": "nearest_first"}
+    assert labels(experiment(methods={"icl": icl})) == [
+        "small icl k=3 selection=lexical order=nearest_first",
+        "small icl k=3 selection=uniform_distribution order=nearest_first",
+    ]
+
+
+def test_a_trial_has_the_same_key_whether_searched_or_fixed() -> None:
+    searched = keys(methods={"lora": {"rank": [8, 16], "dropout": [0.0, 0.1]}})
+    assert keys(methods={"lora": {"rank": 16, "dropout": 0.1}}) < searched
+    drawn = {"learning_rate": {"choice": [0.002]}}
+    random = keys(methods={"lora": drawn}, search={"algorithm": "random"})
+    assert random == keys(methods={"lora": {"learning_rate": 0.002}})
+
+
+def test_what_uniform_selection_does_not_know_makes_no_further_trial() -> None:
+    icl = {"selection": ["lexical", "uniform_distribution"], "relevance_ratio": [1.0, 0.5]}
+    assert len(labels(experiment(methods={"icl": icl}))) == 3
+
+
+def test_what_optuna_suggests_is_not_planned() -> None:
+    search = {"algorithm": "optuna", "samples": 5}
+    candidates = [{"model": "org/small"}, {"model": "org/other"}, REMOTE]
+    one = experiment(search=search, candidates=candidates)
+    assert {trial.method for trial in plan(one, "f")} == {"base", "icl"}
+    assert trials.suggestions(one) == 10
+    fixed = experiment(search=search, methods={"lora": {}})
+    assert trials.suggestions(fixed) == 0
+    assert len(plan(fixed, "f")) == 1
+
+
+def test_random_draws_are_trials_known_beforehand() -> None:
+    lora = {"rank": [8, 16], "learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    search = {"algorithm": "random", "samples": 4}
+    assert len(keys(methods={"lora": lora}, search=search)) == 8
+
+
+def test_all_weights_are_searched_like_adapters() -> None:
+    full = {"learning_rate": {"choice": [1e-4]}, "epochs": [1, 2], "class_balance": "equal"}
+    search = {"algorithm": "optuna", "samples": 1, "scheduler": {"kind": "asha"}}
+    one = experiment(methods={"full": full}, search=search)
+    assert labels(one) == [
+        "small full lr=0.0001 epochs=1 class_balance=equal",
+        "small full lr=0.0001 epochs=2 class_balance=equal",
+    ]
+    assert trials.suggestions(one) == 0
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_scheduler_gets_more_validations_unless_the_experiment_says_how_many(method: str) -> None:
+    def validations(kind: str, **settings: Any) -> int:
+        scheduled = {"scheduler": {"kind": kind}}
+        (trial,) = plan(experiment(methods={method: settings}, search=scheduled), "f")
+        return int(trial.settings["training"]["validations"])
+
+    assert (validations("none"), validations("asha"), validations("median")) == (4, 9, 9)
+    assert validations("asha", validations=6) == 6
+
+
+@pytest.fixture
+def terse(tmp_path: Path) -> Path:
+    path = tmp_path / "terse.txt"
+    path.write_text("Be brief.\n")
+    return path
+
+
+def test_a_system_prompt_is_a_dimension_and_travels_as_text(terse: Path) -> None:
+    one = experiment(methods={"base": {"system_prompt": [None, str(terse)]}})
+    plain, other = plan(one, "f")
+    assert (plain.label, other.label) == ("small base", "small base prompt=terse")
+    assert other.settings["system_prompt"] == "Be brief."
+    assert keys(methods={"base": {}}) == {plain.key}
+    terse.write_text("Be very brief.")
+    assert plan(one, "f")[1].key != other.key
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff", b"x" * 100_001], ids=str)
+def test_a_system_prompt_that_cannot_be_read_is_refused(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "p.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"system_prompt: .*p\.txt"):
+        plan(experiment(methods={"base": {"system_prompt": str(path)}}), "f")
+
+
+def test_the_prompt_replaces_productions_and_leaves_the_rest() -> None:
+    spoken = sample_record("Hello?", text_reply("Hi."))
+    trial = Trial("c", "m", "base", {}, "f", 0, {"system_prompt": "Be brief."})
+    once = trials.prompted(trial, [spoken])
+    assert [m["role"] for m in once[0].messages][:2] == ["system", "user"]
+    assert trials.prompted(trial, once) == once
+    assert (once[0].id, once[0].response) == (spoken.id, spoken.response)
+    assert trials.prompted(Trial("c", "m", "base", {}, "f", 0), [spoken]) == [spoken]
+
+
+@pytest.mark.parametrize(
+    ("limit", "balance", "rows"),
+    [
+        (None, "natural", [0, 1, 2, 3, 4, 5]),
+        (3, "natural", [0, 1, 2]),
+        (9, "natural", [0, 1, 2, 3, 4, 5]),
+        (4, "equal", [0, 3, 1, 3]),
+        (None, "equal", [0, 3, 1, 3, 2, 3]),
+    ],
+)
+def test_rows_are_the_first_or_as_many_of_each_class(
+    limit: int | None, balance: str, rows: list[int]
+) -> None:
+    assert training_rows(["a", "a", "a", "b", "a", "a"], limit, balance) == rows
+    assert training_rows([], limit, balance) == []
 
 
 def test_no_two_trials_share_a_key_and_planning_again_gives_the_same() -> None:

@@ -184,7 +184,8 @@ def _place(board: Leaderboard, row: Row) -> str:
     if row.rank is None:
         if row.result.key == board.asked_again:
             return "production asked again: the ceiling"
-        return f"failed: {row.result.error}"[:120] if row.result.error else "not scored"
+        result = row.result
+        return f"{result.status}: {result.error}"[:120] if result.error else "not scored"
     place = "best" if row.difference is None else "tie with best" if row.tie_with_best else "worse"
     standing = "promising" if row.promising else row.verdict.value
     chosen = _chosen(board, row)

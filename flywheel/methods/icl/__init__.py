@@ -55,6 +55,7 @@ class Rule:
     selection: str
     style: str
     """``turns`` or ``system``."""
+    order: str = "nearest_last"
     min_examples: int = 1
     relevance_ratio: float = 1.0
 

@@ -21,18 +21,21 @@ _HEADER = (
 )
 
 
-def request(record: Record, examples: Sequence[Record], style: str) -> Json:
-    """The record's request with examples, nearest last so that it stands beside the query.
+def request(
+    record: Record, examples: Sequence[Record], style: str, order: str = "nearest_last"
+) -> Json:
+    """The record's request with examples.
 
     Args:
         record: The eval record.
         examples: Training records, nearest first; without any, the request is production's.
         style: ``turns`` or ``system``.
+        order: ``nearest_last``, so that it stands beside the query, or ``nearest_first``.
     """
     body = base.request(record)
     if not examples:
         return body
-    ordered = list(reversed(examples))
+    ordered = list(examples if order == "nearest_first" else reversed(examples))
     build = _as_turns if style == "turns" else _as_system
     return {**body, "messages": build(record.messages, ordered)}
 

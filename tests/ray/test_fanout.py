@@ -1,0 +1,175 @@
+"""Trials on a real Ray Tune: how many at once, where they run, what stops them, what they leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from flywheel import fanout, trials
+from flywheel.budget import Budget
+from flywheel.cluster import Needs
+from flywheel.config import BudgetConfig, SchedulerConfig
+from flywheel.fanout import Step
+from flywheel.storage import Storage
+from flywheel.sweep import Listed
+from flywheel.trials import Desk, Progress
+from flywheel.types import Json, Trial
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+TASK = Needs(1.0, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steps_travel(ray_session: None) -> Iterator[None]:
+    """Workers cannot import this module, so its functions travel by value."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(Storage(str(tmp_path)), "run")
+
+
+def some(count: int) -> list[Trial]:
+    return [Trial("c", "m", "lora", {"n": n}, "f", 0) for n in range(count)]
+
+
+def sweep(
+    step: Step,
+    desk: Desk,
+    planned: Sequence[Trial],
+    together: int = 2,
+    needs: Needs | None = TASK,
+    scheduler: SchedulerConfig | None = None,
+    budget: Budget | None = None,
+) -> list[tuple[int, int]]:
+    """Run the trials and give what progress was told."""
+    told: list[tuple[int, int]] = []
+    ended: list[Trial] = []
+    feed = Listed(planned, desk, budget or Budget(BudgetConfig()), ended.append)
+    fanout.map_over(
+        step,
+        feed,
+        desk,
+        together,
+        lambda done, total: told.append((done, total)),
+        needs,
+        scheduler or SchedulerConfig(),
+    )
+    assert len(ended) == len({trial.key for trial in ended})
+    return told
+
+
+def mark(trial: Trial, progress: Progress, desk: Desk, seconds: float = 0.2) -> None:
+    """Leave word of when and where the step ran."""
+    began = time.time()
+    time.sleep(seconds)
+    progress(3, 3, None)
+    facts = {"began": began, "ended": time.time(), "pid": os.getpid()}
+    desk.folder(trial).write_json("training.json", facts)
+
+
+def facts(desk: Desk, planned: Sequence[Trial]) -> list[Json]:
+    return [desk.folder(trial).read_json("training.json") for trial in planned]
+
+
+@pytest.mark.parametrize("needs", [None, TASK], ids=["in the trial", "in a task of its own"])
+def test_every_trial_runs_once_no_more_together_than_allowed(
+    desk: Desk, needs: Needs | None
+) -> None:
+    planned = some(6)
+    told = sweep(partial(mark, desk=desk), desk, planned, needs=needs)
+    spans = [(one["began"], one["ended"]) for one in facts(desk, planned)]
+    assert max(sum(a <= began < b for a, b in spans) for began, _ in spans) <= 2
+    assert told[-1] == (18, 18)
+    assert desk.run.names() == ["trials"]  # Tune left nothing
+
+
+def test_a_task_holds_what_it_needs_while_its_trial_holds_a_sliver(desk: Desk) -> None:
+    planned = some(3)
+    sweep(partial(mark, desk=desk), desk, planned, together=3, needs=Needs(2.0, 0))
+    spans = sorted((one["began"], one["ended"]) for one in facts(desk, planned))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def broken(trial: Trial, progress: Progress, desk: Desk) -> None:
+    if trial.parameters["n"] == 1:
+        raise ValueError("no such layer")
+    if trial.parameters["n"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    mark(trial, progress, desk)
+
+
+def test_a_failure_and_a_killed_trainer_are_data_and_disturb_no_other(desk: Desk) -> None:
+    planned = some(5)
+    sweep(partial(broken, desk=desk), desk, planned)
+    errors = [trials.failure(desk.folder(trial)) for trial in planned]
+    assert errors[1] == "ValueError: no such layer"
+    assert "died" in errors[2] or "crashed" in errors[2]
+    assert [errors[n] for n in (0, 3, 4)] == ["", "", ""]
+    assert len(facts(desk, [planned[n] for n in (0, 3, 4)])) == 3
+
+
+def dies_once(trial: Trial, progress: Progress, desk: Desk) -> None:
+    folder = desk.folder(trial)
+    if not folder.exists("seen.json"):
+        folder.write_json("seen.json", {})
+        os.kill(os.getpid(), signal.SIGKILL)
+    mark(trial, progress, desk)
+
+
+def test_a_trainer_that_was_killed_once_is_started_again(desk: Desk) -> None:
+    planned = some(1)
+    sweep(partial(dies_once, desk=desk), desk, planned)
+    assert trials.failure(desk.folder(planned[0])) == ""
+    assert facts(desk, planned)
+
+
+def learn(trial: Trial, progress: Progress, desk: Desk) -> None:
+    """Twenty steps towards the trial's own loss."""
+    loss = trial.parameters["n"] + 1.0
+    for step in range(1, 21):
+        time.sleep(0.15)
+        progress(step, 20, loss + 1 / step)
+    desk.folder(trial).write_json("training.json", {"val_loss": loss})
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_scheduler_stops_what_does_worse_and_leaves_word_of_how_far_it_came(
+    desk: Desk, kind: str
+) -> None:
+    planned = some(6)
+    rule = SchedulerConfig.model_validate({"kind": kind, "grace": 0.2, "reduction": 2})
+    sweep(partial(learn, desk=desk), desk, planned, needs=Needs(0.5, 0), scheduler=rule)
+    stops = [trials.stopped(desk.folder(trial)) for trial in planned]
+    assert stops[0] is None
+    assert desk.folder(planned[0]).exists("training.json")
+    told = [stop for stop in stops if stop is not None]
+    assert told
+    assert all(stop["by"] == kind and 0.2 <= stop["share"] < 1 for stop in told)
+    assert all(stop["val_loss"] > 2 and stop["seconds"] > 0 for stop in told)
+    assert not any(trials.failure(desk.folder(trial)) for trial in planned)
+
+
+def test_a_reached_budget_starts_nothing_and_finishes_what_runs(desk: Desk) -> None:
+    planned = some(6)
+    hours = iter([0.0, 0.0, 0.0, *[3600.0 * 9] * 9])
+    budget = Budget(BudgetConfig(hours=8), lambda: next(hours))
+    sweep(partial(mark, desk=desk), desk, planned, budget=budget)
+    begun = [trial for trial in planned if desk.folder(trial).exists("spec.json")]
+    assert begun == planned[:2]
+    assert len(facts(desk, begun)) == 2
+    assert budget.sentences() == ["budget reached: hours (9 of 8); 4 trials were not started"]
