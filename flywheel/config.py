@@ -664,8 +664,7 @@ def validate(data: Json, source: str) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(source, problem) for problem in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        raise ConfigError("\n".join(_explained(source, error.errors()))) from None
 
 
 def schema() -> Json:
@@ -727,18 +726,38 @@ def _index(items: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _explain(source: str, problem: Any) -> str:
-    parts = [p for p in problem["loc"] if not (isinstance(p, str) and "[" in p)]
-    where = ".".join(map(str, parts)) or "experiment"
-    message = problem["msg"].removeprefix("Value error, ")
+_TYPES = ("bool", "int", "float", "str", "datetime")
+"""What pydantic calls the types that a field may have; no field has such a name."""
+
+
+def _explained(source: str, problems: Sequence[Any]) -> list[str]:
+    """One line for each field: what each of a field's types finds wrong stands together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        parts = [p for p in problem["loc"] if not (isinstance(p, str) and "[" in p)]
+        if parts and parts[-1] in _TYPES:
+            parts.pop()
+        message, shown = _explain(problem, parts)
+        where = ".".join(map(str, parts)) or "experiment"
+        messages = found.setdefault((where, shown), [])
+        if message not in messages:
+            messages.append(message)
+    return [
+        f"{source}: {where}: {', or '.join(messages)}{shown}"
+        for (where, shown), messages in found.items()
+    ]
+
+
+def _explain(problem: Any, parts: Sequence[Any]) -> tuple[str, str]:
+    """What is wrong with the field, and what stands there if it may be shown."""
     if problem["type"] == "extra_forbidden":
-        return f"{source}: {where}: unknown field; allowed: {', '.join(_fields_at(parts[:-1]))}"
+        return f"unknown field; allowed: {', '.join(_fields_at(parts[:-1]))}", ""
     if problem["type"] == "missing":
-        return f"{source}: {where}: is required and missing"
+        return "is required and missing", ""
     value = problem["input"]
     hidden = isinstance(value, dict) or parts[-1:] == ["api_key_env"]  # may be the key itself
     shown = "" if hidden else f" (got {_shorten(repr(value))})"
-    return f"{source}: {where}: {message}{shown}"
+    return problem["msg"].removeprefix("Value error, "), shown
 
 
 def _fields_at(path: Sequence[Any]) -> list[str]:

@@ -133,6 +133,16 @@ def test_all_mistakes_are_told_at_once_each_on_its_line() -> None:
     assert len(str(error.value).splitlines()) == 3
 
 
+def test_a_field_of_several_types_is_told_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(dataset={"since": "yesterday"})
+    text = str(error.value)
+    assert len(text.splitlines()) == 1
+    assert [
+        part for part in ("dataset.since:", "number", "date", "'yesterday'") if part not in text
+    ] == []
+
+
 def test_a_long_value_is_shown_shortened() -> None:
     with pytest.raises(ConfigError) as error:
         changed(name="x/" * 1000)
