@@ -23,8 +23,8 @@ def search(**changes: Any) -> SearchConfig:
 
 
 def test_a_grid_is_every_combination_in_order() -> None:
-    found = list(points(lora(rank=[8, 16], epochs=[1, 2]), "grid", 10, 0))
-    assert [(p["rank"], p["epochs"]) for p in found] == [(8, 1), (8, 2), (16, 1), (16, 2)]
+    found = list(points(lora(rank=[8, 16], learning_rate=[1, 2]), "grid", 10, 0))
+    assert [(p["rank"], p["learning_rate"]) for p in found] == [(8, 1), (8, 2), (16, 1), (16, 2)]
 
 
 def test_without_anything_to_search_there_is_one_point() -> None:

@@ -204,9 +204,8 @@ def test_of_a_run_that_only_trained_the_adapter_is_taken(storage: Storage) -> No
     desk = Desk(storage, "run-2")
     Earlier(experiment(), desk, "f").adopt(LORA)
     folder = desk.folder(LORA)
-    assert set(folder.names()) == {
-        "adapter", "reference.json", "reused.json", "spec.json", "training.json"
-    }  # fmt: skip
+    left = ["completions", "parity.json", "reference.json", "training.json"]
+    assert [name for name in left if folder.exists(name)] == left[2:]
 
 
 def test_another_judge_judges_anew(storage: Storage) -> None:
