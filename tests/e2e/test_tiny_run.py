@@ -120,8 +120,8 @@ def test_every_trial_has_answered_and_was_scored(job: Job) -> None:
     assert sorted(results) == [
         "tiny base",
         "tiny icl k=2",
-        "tiny lora r=8 lr=0.001 epochs=1",
-        "tiny lora r=8 lr=0.01 epochs=1",
+        "tiny lora r=8 lr=0.001 epochs=1 n=64",
+        "tiny lora r=8 lr=0.01 epochs=1 n=64",
     ]
     for result in results.values():
         assert (result.status, result.error) == ("succeeded", "")
