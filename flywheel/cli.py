@@ -10,24 +10,20 @@ import logging
 import os
 import signal
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from flywheel import __version__, config, doctor, leaderboard
+from flywheel import __version__, config, doctor, leaderboard, printing
 from flywheel.errors import DataError, FlywheelError, ParityError, RequestError
 from flywheel.progress import display
 from flywheel.storage import Storage
 from flywheel.stores import open_store
 
 if TYPE_CHECKING:
-    from flywheel.catalogue import Difference
-    from flywheel.datasets import Manifest
-    from flywheel.parity import Parity
+    pass
 
 app = typer.Typer(
     name="flywheel",
@@ -37,9 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-err = Console(stderr=True)
-out = Console() if sys.stdout.isatty() else Console(width=160)
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 StorageOption = Annotated[
     str, typer.Option("--storage", help="Folder or URL where runs are kept.", show_default=True)
@@ -61,7 +54,9 @@ def main() -> None:
     try:
         app()
     except FlywheelError as error:
-        err.print(f"[bold red]flywheel:[/] {_plain(error)}", soft_wrap=True, highlight=False)
+        printing.err.print(
+            f"[bold red]flywheel:[/] {_plain(error)}", soft_wrap=True, highlight=False
+        )
         sys.exit(error.exit_code)
 
 
@@ -91,20 +86,22 @@ def run(
     if not verbose:
         _hush()
     where = f"run [bold]{run_id}[/] in {Storage(loaded.storage).url}"
-    err.print(where, highlight=False, soft_wrap=True)
+    printing.err.print(where, highlight=False, soft_wrap=True)
     planned = pipeline.power(loaded, loaded.dataset.eval_size)
-    _print_warnings(pipeline.power_warning(loaded, planned))
-    shown = display(err)
+    printing.warnings(pipeline.power_warning(loaded, planned))
+    shown = display(printing.err)
     try:
         outcome = pipeline.run(loaded, run_id, address, shown, fresh=fresh)
     finally:
         shown.close()
-    _print_warnings(outcome.warnings)
-    _print_board(outcome.folder, as_json=as_json)
+    printing.warnings(outcome.warnings)
+    printing.board(outcome.folder, as_json=as_json)
     if not as_json:
-        out.print(f"report  {outcome.folder.url}/report.html", soft_wrap=True, highlight=False)
+        printing.out.print(
+            f"report  {outcome.folder.url}/report.html", soft_wrap=True, highlight=False
+        )
         ui = f"mlflow ui --backend-store-uri {outcome.tracking_uri}"
-        out.print(f"mlflow  {ui}", soft_wrap=True, highlight=False)
+        printing.out.print(f"mlflow  {ui}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -123,7 +120,7 @@ def results(
         board = leaderboard.Leaderboard.from_json(folder.read_json("leaderboard.json"))
         sys.stdout.write(leaderboard.to_markdown(board))
         return
-    _print_board(folder, as_json=as_json)
+    printing.board(folder, as_json=as_json)
 
 
 @app.command("parity")
@@ -138,7 +135,7 @@ def parity_command(
     from flywheel import paritycheck
 
     _hush()
-    shown = display(err)
+    shown = display(printing.err)
     try:
         if Path(what).is_file():
             loaded = config.load(what, settings or [])
@@ -149,7 +146,7 @@ def parity_command(
             found = paritycheck.of_run(Storage(storage), what, address, shown)
     finally:
         shown.close()
-    _print_parity(found, as_json=as_json)
+    printing.parity(found, as_json=as_json)
     failed = [f"{label}: {one.first_difference}" for label, one in found.items() if not one.passed]
     if failed:
         raise ParityError("\n".join(failed))
@@ -170,7 +167,7 @@ def ingest(
     from flywheel import ingest as loading
 
     _hush()
-    shown = display(err)
+    shown = display(printing.err)
     try:
         report = loading.ingest(
             files,
@@ -182,16 +179,16 @@ def ingest(
     finally:
         shown.close()
     if as_json:
-        _dump(asdict(report))
+        printing.dump(asdict(report))
         return
     counts = f"{report.written} written, {report.unchanged} there already, {report.refused} refused"
     mended = f", {report.mended} mended" if report.mended else ""
-    out.print(f"{report.lines} lines: {counts}{mended}", highlight=False)
+    printing.out.print(f"{report.lines} lines: {counts}{mended}", highlight=False)
     if report.listed:
         table = Table("refused", "at", "why")
         for one in report.listed[:20]:
-            table.add_row(_escape(one.source), str(one.offset), _escape(one.reason))
-        out.print(table)
+            table.add_row(printing.escape(one.source), str(one.offset), printing.escape(one.reason))
+        printing.out.print(table)
 
 
 @app.command()
@@ -209,7 +206,7 @@ def curate(
     loaded = config.load(experiment, _overrides(settings, logs))
     storage = Storage(loaded.storage)
     _hush()
-    shown = display(err)
+    shown = display(printing.err)
     try:
         shown.update("starting Ray", 0, 0)
         with connect(address):
@@ -217,10 +214,12 @@ def curate(
     finally:
         shown.close()
     if as_json:
-        _dump(manifest.to_json())
+        printing.dump(manifest.to_json())
         return
-    _print_funnel(manifest)
-    out.print(f"dataset {storage.at('datasets', manifest.fingerprint).url}", soft_wrap=True)
+    printing.funnel(manifest)
+    printing.out.print(
+        f"dataset {storage.at('datasets', manifest.fingerprint).url}", soft_wrap=True
+    )
 
 
 @app.command()
@@ -236,12 +235,12 @@ def datasets(
 
     place = Storage(storage)
     if not compare:
-        _print_datasets(catalogue.manifests(place), as_json=as_json)
+        printing.datasets(catalogue.manifests(place), as_json=as_json)
         return
     if len(compare) != 2:
         raise RequestError(f"datasets: name two to compare, not {len(compare)}")
     old, new = (catalogue.find(place, name) for name in compare)
-    _print_difference(catalogue.difference(place, old, new), as_json=as_json)
+    printing.difference(catalogue.difference(place, old, new), as_json=as_json)
 
 
 @app.command("sample-logs")
@@ -258,14 +257,16 @@ def sample_logs(
 
     summary = asdict(write_sample_logs(directory, records, seed))
     if as_json:
-        _dump(summary)
+        printing.dump(summary)
         return
     del summary["notice"]
-    out.print(NOTICE.strip(), highlight=False, soft_wrap=True)
+    printing.out.print(NOTICE.strip(), highlight=False, soft_wrap=True)
     for name, value in summary.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         if not isinstance(value, list):
-            out.print(f"  {name.replace('_', ' ')}: {text}", highlight=False, soft_wrap=True)
+            printing.out.print(
+                f"  {name.replace('_', ' ')}: {text}", highlight=False, soft_wrap=True
+            )
 
 
 @app.command()
@@ -280,28 +281,28 @@ def workloads(
     if not found:
         raise DataError(f"{store}: holds no lines")
     if as_json:
-        _dump([asdict(summary) for summary in found])
+        printing.dump([asdict(summary) for summary in found])
         return
     table = Table(
         "workload", "records", "rejected", "clients", "classes", "from", "to", show_lines=True
     )
     for one in found:
         table.add_row(
-            _escape(one.workload_id) or "[dim](none named)[/]",
+            printing.escape(one.workload_id) or "[dim](none named)[/]",
             str(one.records),
-            _counts(one.rejected),
-            _counts(one.clients),
-            _counts(one.classes),
-            _day(one.first),
-            _day(one.last),
+            printing.counts(one.rejected),
+            printing.counts(one.clients),
+            printing.counts(one.classes),
+            printing.day(one.first),
+            printing.day(one.last),
         )
-    out.print(table)
+    printing.out.print(table)
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of experiment files, from which editors complete them."""
-    _dump(config.schema())
+    printing.dump(config.schema())
 
 
 @app.command("doctor")
@@ -312,13 +313,13 @@ def doctor_command(
     """Show what this machine and cluster can run."""
     checks = doctor.checks(address)
     if as_json:
-        _dump([check.to_json() for check in checks])
+        printing.dump([check.to_json() for check in checks])
     else:
         table = Table("", "what", "found")
         for check in checks:
             mark = "[green]✓[/]" if check.good else "[red]✗[/]"
-            table.add_row(mark, check.what, _escape(check.found))
-        out.print(table)
+            table.add_row(mark, check.what, printing.escape(check.found))
+        printing.out.print(table)
     if not all(check.good for check in checks):
         raise FlywheelError("something that runs need is missing; see the marked lines")
 
@@ -328,7 +329,7 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        out.print(__version__, highlight=False)
+        printing.out.print(__version__, highlight=False)
         raise typer.Exit
 
 
@@ -344,30 +345,6 @@ def _run_folder(storage: str, run_id: str | None) -> Storage:
     return runs.at(run_id)
 
 
-def _print_board(folder: Storage, *, as_json: bool) -> None:
-    data = folder.read_json("leaderboard.json")
-    if as_json:
-        _dump(data)
-        return
-    board = leaderboard.Leaderboard.from_json(data)
-    columns, rows = leaderboard.table(board)
-    # Long names of metrics may break between words; figures and names of trials may not.
-    headers = [column.replace("_", " ") for column in columns]
-    table = Table(*headers, title=folder.url.rsplit("/", 1)[-1], title_justify="left")
-    table.columns[columns.index("trial")].no_wrap = True
-    for row in rows:
-        table.add_row(*map(_escape, row))
-    out.print(table)
-    for sentence in (_judge_sentence(board.calibration), board.note, leaderboard.verdict(board)):
-        if sentence:
-            out.print(_escape(sentence), highlight=False, soft_wrap=True)
-
-
-def _print_warnings(warnings: list[str]) -> None:
-    for warning in warnings:
-        err.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False)
-
-
 def _hush() -> None:
     """Keep the libraries' own logs and bars off the terminal."""
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -378,119 +355,8 @@ def _overrides(settings: list[str] | None, logs: str | None) -> list[str]:
     return [*(settings or []), *([f"logs={json.dumps(logs)}"] if logs else [])]
 
 
-def _print_funnel(manifest: Manifest) -> None:
-    from flywheel.report import funnel
-
-    table = Table(
-        "", "", "records", "left before it", title=manifest.workload, title_justify="left"
-    )
-    table.columns[2].justify = "right"
-    for step in funnel(manifest.to_json()):
-        bar = "█" * max(1, round(step.share / 4)) if step.count else ""
-        table.add_row(step.name, f"[cyan]{bar}[/]", str(step.count), _escape(step.lost))
-    out.print(table)
-    leaks = sum(n for pair in manifest.leak_check.values() for n in pair.values())
-    sentences = [f"leaks   {leaks} shared requests or near-duplicate texts between splits"]
-    for name in ("rejected", "normalised", "masked"):
-        if counts := getattr(manifest, name):
-            listed = ", ".join(f"{reason} {n}" for reason, n in counts.items())
-            sentences.append(f"{name:<7} {listed}")
-    if manifest.contradictions["requests"]:
-        told = "{requests} requests were answered in several ways ({records} records)"
-        sentences.append(f"answers {told.format(**manifest.contradictions)}")
-    if manifest.rare_classes:
-        rare = ", ".join(f"{name} (not in {s})" for name, s in manifest.rare_classes.items())
-        sentences.append(f"rare    {rare[:400]}")
-    for sentence in sentences:
-        out.print(_escape(sentence), highlight=False, soft_wrap=True)
-
-
-def _print_datasets(found: list[Manifest], *, as_json: bool) -> None:
-    if as_json:
-        _dump([manifest.to_json() for manifest in found])
-        return
-    from flywheel.datasets import SPLITS
-
-    table = Table("dataset", "workload", "client", *SPLITS, "unused", "from", "to")
-    for one in found:
-        first, last = one.time_ranges["curated"] or (None, None)
-        sizes = [str(n) for n in (*one.splits.values(), one.unused)]
-        name = [one.fingerprint, _escape(one.workload), _escape(one.client or "all")]
-        table.add_row(*name, *sizes, _day(first), _day(last))
-    out.print(table)
-
-
-def _print_difference(found: Difference, *, as_json: bool) -> None:
-    if as_json:
-        _dump(found.to_json())
-        return
-    from flywheel.datasets import SPLITS
-
-    table = Table("split", "before", "left", "came", "stayed", "after")
-    for split in SPLITS:
-        counts = (c.get(split, 0) for c in (found.left, found.came, found.stayed))
-        ends = found.old.splits[split], found.new.splits[split]
-        table.add_row(split, str(ends[0]), *map(str, counts), str(ends[1]))
-    out.print(table)
-    for move, count in sorted(found.moved.items()):
-        out.print(f"moved   {move}: {count}", highlight=False)
-    mixes = [m.class_mix["curated"] for m in (found.old, found.new)]
-    classes = Table("class", "before", "after")
-    for name in sorted({**mixes[0], **mixes[1]}):
-        shares = [f"{m.get(name, 0)} ({m.get(name, 0) / sum(m.values()):.1%})" for m in mixes]
-        classes.add_row(_escape(name[:60]), *shares)
-    out.print(classes)
-    for name, (before, after) in found.rule.items():
-        out.print(_escape(f"rule    {name}: {before} -> {after}"), highlight=False)
-
-
-def _print_parity(found: dict[str, Parity], *, as_json: bool) -> None:
-    if as_json:
-        _dump({label: one.to_json() for label, one in found.items()})
-        return
-    names = ("prompt tokens", "same answers", "answer tokens", "mean nats", "largest nats", "")
-    table = Table("model", *names)
-    for label, one in found.items():
-        figures = (one.mean_difference, one.largest_difference)
-        nats = ["–" if figure is None else f"{figure:.3f}" for figure in figures]
-        same = f"{one.same_answers} of {one.records}"
-        mark = "[green]passed[/]" if one.passed else "[red]failed[/]"
-        counts = [str(one.prompt_tokens), same, str(one.answer_tokens)]
-        table.add_row(_escape(label), *counts, *nats, mark)
-    out.print(table)
-
-
-def _judge_sentence(calibration: dict[str, Any] | None) -> str:
-    if calibration is None:
-        return ""
-    auc = "no verdicts" if calibration["auc"] is None else f"ROC AUC {calibration['auc']:.2f}"
-    trusted = "trusted" if calibration["trusted"] else "not trusted"
-    floor, n = calibration["floor"], calibration["n"]
-    return f"judge   {calibration['judge']}: {auc} over {n} verdicts, floor {floor:g}: {trusted}"
-
-
-def _counts(counts: dict[str, int]) -> str:
-    first = sorted(counts.items(), key=lambda item: -item[1])
-    more = [f"and {len(first) - 8} more"] if len(first) > 8 else []
-    return _escape("\n".join([*(f"{name[:40]} {n}" for name, n in first[:8]), *more]))
-
-
-def _day(timestamp: float | None) -> str:
-    return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M}" if timestamp else ""
-
-
-def _dump(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _plain(error: Exception) -> str:
-    return _escape(str(error))
+    return printing.escape(str(error))
 
 
 def _interrupt(*_: object) -> None:

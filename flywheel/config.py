@@ -19,6 +19,7 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flywheel.errors import ConfigError
+from flywheel.mistakes import explained
 from flywheel.spaces import Searched, Space, extremes
 from flywheel.types import Json
 
@@ -664,7 +665,8 @@ def validate(data: Json, source: str) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explained(source, error.errors()))) from None
+        found = explained(source, error.errors(), Experiment.model_json_schema())
+        raise ConfigError("\n".join(found)) from None
 
 
 def schema() -> Json:
@@ -726,60 +728,5 @@ def _index(items: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-_TYPES = ("bool", "int", "float", "str", "datetime")
-"""What pydantic calls the types that a field may have; no field has such a name."""
-
-
-def _explained(source: str, problems: Sequence[Any]) -> list[str]:
-    """One line for each field: what each of a field's types finds wrong stands together."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for problem in problems:
-        parts = [p for p in problem["loc"] if not (isinstance(p, str) and "[" in p)]
-        if parts and parts[-1] in _TYPES:
-            parts.pop()
-        message, shown = _explain(problem, parts)
-        where = ".".join(map(str, parts)) or "experiment"
-        messages = found.setdefault((where, shown), [])
-        if message not in messages:
-            messages.append(message)
-    return [
-        f"{source}: {where}: {', or '.join(messages)}{shown}"
-        for (where, shown), messages in found.items()
-    ]
-
-
-def _explain(problem: Any, parts: Sequence[Any]) -> tuple[str, str]:
-    """What is wrong with the field, and what stands there if it may be shown."""
-    if problem["type"] == "extra_forbidden":
-        return f"unknown field; allowed: {', '.join(_fields_at(parts[:-1]))}", ""
-    if problem["type"] == "missing":
-        return "is required and missing", ""
-    value = problem["input"]
-    hidden = isinstance(value, dict) or parts[-1:] == ["api_key_env"]  # may be the key itself
-    shown = "" if hidden else f" (got {_shorten(repr(value))})"
-    return problem["msg"].removeprefix("Value error, "), shown
-
-
-def _fields_at(path: Sequence[Any]) -> list[str]:
-    schema = Experiment.model_json_schema()
-    place: Json = schema
-    for part in path:
-        options = [place] if isinstance(part, int) else [place.get("properties", {}).get(part, {})]
-        if isinstance(part, int):
-            options = [place.get("items", {})]
-        option = options[0]
-        for choice in option.get("anyOf", option.get("oneOf", [option])):
-            if "$ref" in choice or "items" in choice:
-                option = choice
-        if "$ref" in option:
-            option = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
-        place = option
-    return sorted(place.get("properties", {}))
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _shorten(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -30,6 +30,7 @@ from flywheel import (
     fanout,
     leaderboard,
     models,
+    planning,
     report,
     reuse,
     sweep,
@@ -183,7 +184,7 @@ class _Run:
         if manifest.splits["eval"] < experiment.dataset.eval_size:
             self.warnings += power_warning(experiment, self.power)
         planned, samples = self.budget.within(
-            trials.plan(experiment, manifest.fingerprint), trials.suggestions(experiment)
+            planning.plan(experiment, manifest.fingerprint), planning.suggestions(experiment)
         )
         self._note("running", dataset=manifest.fingerprint, trials=len(planned) + samples)
         self.tracker.start(manifest.to_json())
@@ -236,7 +237,7 @@ class _Run:
             models.available(model.model)
             self._check_engine(model)
         options.check(config.engines(experiment))
-        trials.plan(experiment, "")  # reads what it names
+        planning.plan(experiment, "")  # reads what it names
         icl = experiment.methods.icl
         if icl and icl.semantic and icl.embedding_model:
             models.available(icl.embedding_model)
@@ -300,7 +301,7 @@ class _Run:
         """
         suggested: list[Trial] = []
         for method in LEARNING:
-            if method == "lora" and trials.guided(self.experiment):
+            if method == "lora" and planning.guided(self.experiment):
                 guided = sweep.Guided(
                     self.experiment,
                     earlier.fingerprint,

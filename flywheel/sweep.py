@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from flywheel import trials
+from flywheel import planning, trials
 from flywheel.budget import Budget
 from flywheel.config import CandidateConfig, Experiment
 from flywheel.search import Guide
@@ -174,7 +174,7 @@ class _Study:
         self.journal.write_json(f"{len(self.tried):06}.json", {"key": trial.key, "point": point})
 
     def _trial(self, point: Json) -> Trial:
-        return trials.of(self.experiment, self.candidate, "lora", point, self.fingerprint)
+        return planning.of(self.experiment, self.candidate, "lora", point, self.fingerprint)
 
     def over(self, trial: Trial) -> bool:
         """Whether the training has ended, in whatever way."""

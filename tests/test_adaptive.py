@@ -12,9 +12,10 @@ from flywheel import adaptive, trials
 from flywheel.config import Experiment, validate
 from flywheel.errors import ConfigError
 from flywheel.inference import read
+from flywheel.planning import plan
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, sample_record, text_reply, tool_reply
-from flywheel.trials import Desk, plan
+from flywheel.trials import Desk
 from flywheel.types import Json, Record, Trial
 
 RECORDS = sorted(

@@ -12,7 +12,7 @@ import yaml
 
 from flywheel.config import Experiment, dump, load, schema, secret, validate
 from flywheel.errors import ConfigError
-from flywheel.trials import plan, suggestions
+from flywheel.planning import plan, suggestions
 from flywheel.types import Json
 
 GOOD: Json = {

@@ -16,7 +16,7 @@ HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "mlflow", "elasticsearc
 ENTRY = {"__main__", "testing"}
 """May import anything: the program's front door, and the public fakes of all that lies below."""
 LAYERS = {
-    "base": {"types", "errors"},
+    "base": {"types", "errors", "mistakes"},
     "config": {"config", "spaces"},
     "pure": {
         "records", "normalising", "schemas", "fastlane", "redaction", "importers", "datasets",
@@ -28,9 +28,9 @@ LAYERS = {
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
-    "trials": {"gate", "trials", "adaptive", "sweep", "reuse", "fanout"},
+    "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "fanout"},
     "runs": {"pipeline", "paritycheck", "service", "doctor"},
-    "front": {"cli"},
+    "front": {"printing", "cli"},
 }  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}
 

@@ -11,10 +11,11 @@ import pytest
 from flywheel import trials
 from flywheel.budget import Budget
 from flywheel.config import BudgetConfig, Experiment, dump, validate
+from flywheel.planning import plan, suggestions
 from flywheel.reuse import Earlier, source
 from flywheel.storage import Storage
 from flywheel.sweep import Guided, Listed
-from flywheel.trials import Desk, plan, suggestions
+from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 

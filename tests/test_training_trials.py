@@ -12,9 +12,10 @@ from flywheel import trials
 from flywheel.config import validate
 from flywheel.errors import TrialStoppedError
 from flywheel.methods.checkpoints import NAME
+from flywheel.planning import plan
 from flywheel.storage import Storage
 from flywheel.testing import sample_record, tiny_model, tool_reply
-from flywheel.trials import Desk, plan
+from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 SHORT: Json = {"steps": 3, "batch_records": 4, "checkpoint_every_s": 0}

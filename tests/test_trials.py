@@ -9,16 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flywheel import trials
+from flywheel import planning, trials
 from flywheel.config import ClientConfig, Experiment, validate
 from flywheel.datasets.training import training_rows
 from flywheel.errors import ConfigError, EngineError, ModelNotFoundError, TrainingError
+from flywheel.planning import plan
 from flywheel.scoring import METRICS
 from flywheel.serving import Endpoint
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, Reply, sample_record, text_reply, tool_reply
-from flywheel.trials import Desk, plan
+from flywheel.trials import Desk
 from flywheel.types import Json, Miss, ScoreStatus, Trial
 
 REMOTE: Json = {"model": "big", "endpoint": "https://api.example/v1"}
@@ -144,9 +145,9 @@ def test_what_optuna_suggests_is_not_planned() -> None:
     candidates = [{"model": "org/small"}, {"model": "org/other"}, REMOTE]
     one = experiment(search=search, candidates=candidates)
     assert {trial.method for trial in plan(one, "f")} == {"base", "icl"}
-    assert trials.suggestions(one) == 10
+    assert planning.suggestions(one) == 10
     fixed = experiment(search=search, methods={"lora": {}})
-    assert trials.suggestions(fixed) == 0
+    assert planning.suggestions(fixed) == 0
     assert len(plan(fixed, "f")) == 1
 
 
@@ -164,7 +165,7 @@ def test_all_weights_are_searched_like_adapters() -> None:
         "small full lr=0.0001 epochs=1 class_balance=equal",
         "small full lr=0.0001 epochs=2 class_balance=equal",
     ]
-    assert trials.suggestions(one) == 0
+    assert planning.suggestions(one) == 0
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
