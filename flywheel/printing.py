@@ -33,6 +33,8 @@ def board(folder: Storage, *, as_json: bool) -> None:
     # Long names of metrics may break between words; figures and names of trials may not.
     headers = [column.replace("_", " ") for column in columns]
     table = Table(*headers, title=folder.url.rsplit("/", 1)[-1], title_justify="left")
+    for column in table.columns:
+        column.overflow = "fold"  # a figure is never cut
     table.columns[columns.index("trial")].no_wrap = True
     for row in rows:
         table.add_row(*map(escape, row))

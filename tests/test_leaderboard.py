@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from sample_run import a_sample_run
@@ -81,6 +82,14 @@ def test_ties_allow_for_the_number_of_comparisons():
     assert not board_of(trial_with("best", best), trial_with("rival", rival)).rows[1].tie_with_best
     others = [trial_with(f"rival {i}", rival) for i in range(3)]
     assert all(row.tie_with_best for row in board_of(trial_with("best", best), *others).rows[1:])
+
+
+def test_the_table_leaves_out_the_details_of_tool_calls():
+    result, scores = trial_with("a", [1, 0])
+    more = dict.fromkeys(("argument_precision", "function_name"), result.metrics[ACCURACY])
+    columns, _ = table(board_of((replace(result, metrics={**result.metrics, **more}), scores)))
+    assert "function_name" in columns
+    assert "argument_precision" not in columns
 
 
 def test_failed_trials_stand_last_without_a_rank():

@@ -116,9 +116,13 @@ def _more_records(board: Leaderboard, best: Row) -> str:
     return f" About {needed:,} records would show it, if it goes on like this."
 
 
+_DETAILS = ("argument_precision", "argument_recall", "tool_calls_exact_match")
+"""Metrics that no column is for, lest the others be cut: they are in the JSON and in MLflow."""
+
+
 def _metrics(board: Leaderboard) -> list[str]:
     names = dict.fromkeys(name for row in board.rows for name in row.result.metrics)
-    return [board.metric, *(name for name in names if name != board.metric)]
+    return [board.metric, *(n for n in names if n != board.metric and n not in _DETAILS)]
 
 
 def _title(board: Leaderboard, metric: str) -> str:
