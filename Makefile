@@ -31,7 +31,7 @@ bench-scoring: install  ## Speed of scoring, agreement with BFCL's checker (a mi
 bench-trials: install  ## What trials cost that do nothing (7 minutes); tests/benchmarks/results/.
 	$(BIN)/python -m tests.benchmarks.trials
 
-schema: install  ## experiments/schema.json anew, after a field of config.py has changed.
+schema: install  ## experiments/schema.json anew, after a field of config has changed.
 	$(BIN)/flywheel schema > experiments/schema.json
 
 check: install  ## Lint, formatting, types.

@@ -158,7 +158,7 @@ class _Source(Searcher):  # type: ignore[misc]
         folder = self.desk.folder(trial)
         if error and not failure(folder):
             write_failure(folder, FlywheelError("the process that ran it ended"))
-        elif result is not None and not result.get("ended"):
+        elif result is not None and not result.get("ended") and not folder.exists("training.json"):
             kept = ("val_loss", "reached", "total", "seconds")
             facts = {name: result[name] for name in kept}
             share = result["reached"] / result["total"]

@@ -390,8 +390,10 @@ class _Run:
         ]
 
     def _failed(self, trial: Trial) -> bool:
-        """A trial without the weights it was to learn has failed in training."""
-        return trial.method in LEARNING and not self.desk.folder(trial).exists("training.json")
+        """A trial without the weights it was to learn has failed, or was stopped, in training."""
+        folder = self.desk.folder(trial)
+        learned = folder.exists("training.json") and trials.stopped(folder) is None
+        return trial.method in LEARNING and not learned
 
     # -- budget ------------------------------------------------------------------------------
 
@@ -400,7 +402,7 @@ class _Run:
         folder = self.desk.folder(trial)
         trainer = getattr(self.experiment.methods, trial.method)
         facts = trials.stopped(folder)
-        if folder.exists("training.json"):
+        if facts is None and folder.exists("training.json"):
             facts = folder.read_json("training.json")
         if facts is not None:
             hours = facts["seconds"] / 3600

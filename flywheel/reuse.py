@@ -46,7 +46,8 @@ class Earlier:
             if trial.key not in keys:
                 continue
             theirs = run.at("trials", trial.key)
-            self._adopt_stop(own, theirs)
+            if self._adopt_stop(own, theirs):
+                continue
             for marker, parts in _STEPS.items():
                 if own.exists(marker) or not theirs.exists(marker):
                     continue
@@ -55,12 +56,14 @@ class Earlier:
                     own.copy_from(theirs, name)
                 own.write_json("reused.json", {"run": run.url.rsplit("/", 1)[-1]})
 
-    def _adopt_stop(self, own: Storage, theirs: Storage) -> None:
+    def _adopt_stop(self, own: Storage, theirs: Storage) -> bool:
         """What a scheduler has stopped would be stopped again, as long as there is the same one."""
         stop = stopped(theirs)
-        if stop is not None and stop["by"] == self.scheduler and not own.exists("training.json"):
-            for name in ("spec.json", "stopped.json"):
-                own.copy_from(theirs, name)
+        if stop is None or stop["by"] != self.scheduler or own.exists("training.json"):
+            return False
+        for name in ("spec.json", "stopped.json"):
+            own.copy_from(theirs, name)
+        return True
 
     def calibration(self) -> None:
         """Take over the calibration of the same judge on the same dataset."""

@@ -118,6 +118,8 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
         if trial.method == "lora":
             unseen = desk.unseen(trial)
             gate.remember(trial, folder, unseen, Path(temporary), _limits(trial), threads)
+    if stopped(folder) is not None:
+        raise TrialStoppedError("others of this search do better")
     folder.write_json("training.json", summary)
     folder.remove(checkpoints.NAME)
     progress(summary["steps"], summary["steps"], summary["val_loss"])
@@ -204,8 +206,11 @@ def write_stop(folder: Storage, facts: Json) -> None:
 
 
 def stopped(folder: Storage) -> Json | None:
-    """How far a training was that a scheduler ended; none where none did."""
-    if folder.exists("training.json") or not folder.exists("stopped.json"):
+    """How far a training was that a scheduler ended; none where none did.
+
+    What a scheduler has ended counts as that, even if the trainer had saved it before it heard.
+    """
+    if not folder.exists("stopped.json"):
         return None
     facts: Json = folder.read_json("stopped.json")
     return facts

@@ -1,0 +1,86 @@
+"""How answers are sampled, scored, judged and ranked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flywheel.config.endpoints import ModelConfig, TokenPrice
+from flywheel.config.section import Section
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class JudgeConfig(ModelConfig):
+    """The LLM judge. It is never a model under test."""
+
+    model: str = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Area under the ROC curve its calibration must reach before its scores count."""
+    show_question: bool = False
+    """Show the judge the user's question beside the two answers. Large judges use it; small ones
+    let it distract them, as their calibration shows."""
+    calibration_pairs: Annotated[int, Field(ge=5)] = 40
+    """Reference answers judged against themselves, and as many against shuffled ones."""
+
+
+class SamplingConfig(Section):
+    """What replaces the logged sampling parameters, so that trials compare."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Cap on answer tokens; default: what the record's request logged."""
+
+
+class ScoringConfig(Section):
+    """How answers are compared with production's."""
+
+    call_order: Literal["free", "fixed"] = "free"
+    """``fixed`` where the order of a message's tool calls matters; else they are a set."""
+
+
+class ParityConfig(Section):
+    """How closely a served adapter must answer as it did where it was trained."""
+
+    records: Annotated[int, Field(ge=1, le=256)] = 8
+    """Validation records to compare (training records where there is no validation split)."""
+    tokens: Annotated[int, Field(ge=1)] = 32
+    """Answer tokens to compare for each."""
+    mean_difference: Positive = 0.1
+    """Nats that log-probabilities of answer tokens may differ by, on average."""
+    largest_difference: Positive = 0.5
+    """Nats that any one of them may differ by."""
+
+
+class RankingConfig(Section):
+    """What a leaderboard ranks by."""
+
+    metric: str | None = None
+    """Default: ``function_name_and_args_accuracy`` for tool workloads, ``similarity`` for text
+    (``exact_match`` where the judge is not trusted or there is none)."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """By how much a trial may be worse than production: it is promising when the whole 95 %
+    interval of its difference to production lies above minus this."""
+    baseline: str | None = None
+    """Name of the candidate that is production's own model asked again (its ``base`` trial): the
+    agreement with its own logged answers is the ceiling that others are compared with. Default:
+    the logged answers themselves, which are right by definition."""
+    max_p95_s: Annotated[float, Field(gt=0)] | None = None
+    """A trial whose 95th percentile of latency lies above this is not recommended."""
+    max_missing: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Nor is one with a larger share of failed or unscored records."""
+    expected_disagreement: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of records on which a good candidate and production are expected to differ; says, with
+    the margin, how many eval records are needed."""
+    underpowered: Literal["warn", "refuse", "ignore"] = "warn"
+    """What to do where there are fewer."""
+    adaptive: bool = False
+    """Stop asking a candidate that is surely worse than the margin allows, as soon as that shows;
+    by ``metric``, or that of tool workloads. A judge's metric stops nobody."""
+
+
+class ProductionConfig(Section):
+    """What production costs today."""
+
+    price: TokenPrice | None = None

@@ -1,0 +1,116 @@
+"""One complete experiment, and what its sections demand of each other."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from flywheel.config.data import DatasetConfig
+from flywheel.config.endpoints import LEARNING, CandidateConfig, ModelConfig
+from flywheel.config.evaluation import (
+    JudgeConfig,
+    ParityConfig,
+    ProductionConfig,
+    RankingConfig,
+    SamplingConfig,
+    ScoringConfig,
+)
+from flywheel.config.methods import MethodsConfig
+from flywheel.config.search import BudgetConfig, SearchConfig
+from flywheel.config.section import Section
+from flywheel.types import Json
+
+
+class TrackingConfig(Section):
+    """Where MLflow records the run."""
+
+    uri: str | None = None
+    """Default: an SQLite file ``mlflow.db`` in the storage folder."""
+    experiment: str = "flywheel"
+
+
+class Experiment(Section):
+    """One complete run: logs, dataset rule, trials, judge, ranking."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    logs: str
+    """Log store: a file, folder, glob or fsspec URL of JSON Lines."""
+    workload: str
+    """The ``workload_id`` to evaluate."""
+    client: str | None = None
+    """Only this ``client_id``; default: all."""
+    storage: str = "flywheel-data"
+    """Folder or fsspec URL that every node of the cluster reaches."""
+    seed: int = 0
+    """Seeds training; the split has its own ``dataset.random_seed``."""
+    dataset: DatasetConfig = DatasetConfig()
+    candidates: Annotated[list[CandidateConfig], Field(min_length=1)]
+    methods: MethodsConfig
+    search: SearchConfig = SearchConfig()
+    budget: BudgetConfig = BudgetConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    judge: JudgeConfig | None = JudgeConfig()
+    """``null`` for none."""
+    scoring: ScoringConfig = ScoringConfig()
+    parity: ParityConfig = ParityConfig()
+    """Trials beyond these limits fail: they would answer differently in production."""
+    ranking: RankingConfig = RankingConfig()
+    production: ProductionConfig = ProductionConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        titles = [candidate.title for candidate in self.candidates]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"two candidates are called {title!r}; give each a name")
+        for candidate in self.candidates:
+            if not any(map(candidate.can_try, self.methods.chosen)):
+                chosen = ", ".join(self.methods.chosen)
+                raise ValueError(f"candidate {candidate.title!r} can do no method of: {chosen}")
+            if self.judge is not None and _place(candidate) == _place(self.judge):
+                raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
+        self._check_baseline()
+        return self
+
+    def _check_baseline(self) -> None:
+        name = self.ranking.baseline
+        if name is None:
+            return
+        if self.ranking.adaptive:
+            raise ValueError("ranking.adaptive compares with logged answers; leave baseline out")
+        named = [candidate for candidate in self.candidates if candidate.title == name]
+        if not named or "base" not in self.methods.chosen or not named[0].can_try("base"):
+            titles = ", ".join(candidate.title for candidate in self.candidates)
+            raise ValueError(
+                f"ranking.baseline {name!r} must be a candidate ({titles}) asked by method base"
+            )
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Experiment:
+        drawn = [
+            f"methods.{method}.{name}"
+            for method in self.methods.chosen
+            for name in getattr(self.methods, method).distributions()
+        ]
+        if drawn and self.search.algorithm == "grid":
+            raise ValueError(
+                f"{drawn[0]} is a distribution; search.algorithm grid knows only lists"
+            )
+        guided = self.methods.lora and self.search.algorithm == "optuna"
+        learning = any(method in LEARNING for method in self.methods.chosen)
+        stopped = learning and self.search.scheduler.kind != "none"
+        if (guided or stopped) and self.dataset.val_ratio == 0:
+            raise ValueError("optuna and schedulers go by validation loss; raise dataset.val_ratio")
+        return self
+
+
+def _place(model: ModelConfig) -> tuple[str, str]:
+    return model.model, (model.endpoint or "").rstrip("/")
+
+
+def engines(experiment: Experiment) -> dict[str, Json]:
+    """The engine arguments in an experiment, by the field that holds them."""
+    found = {f"candidates.{i}.engine": c.engine for i, c in enumerate(experiment.candidates)}
+    return {**found, **({"judge.engine": experiment.judge.engine} if experiment.judge else {})}
