@@ -114,9 +114,9 @@ def map_over(
 class _Source(Searcher):  # type: ignore[misc]
     """Hands our feed's trials to Tune, and tells the feed how they ended.
 
-    It bounds how many run at once itself: Tune keeps an ended trial's process for the next trial
-    only where that is there already, so the next is given out when one says that it ended, not
-    when Tune has cleared it away as its own limit would.
+    It bounds how many run at once itself, and gives out the next trial when one has ended: Tune
+    then keeps the ended one's process for it. Asked for more than that, Tune would start a process
+    for each trial that waits and throw it away unused.
     """
 
     def __init__(self, feed: Feed, desk: Desk, concurrent: int, scheduler: str) -> None:
@@ -124,7 +124,6 @@ class _Source(Searcher):  # type: ignore[misc]
         self.feed, self.desk = feed, desk
         self.concurrent, self.scheduler = concurrent, scheduler
         self.running: dict[str, Trial] = {}
-        self.ending: set[str] = set()
 
     def __getstate__(self) -> Json:
         """Tune pickles it with its snapshots; a study cannot be pickled."""
@@ -132,7 +131,7 @@ class _Source(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Json | str | None:
         """The next trial's key, its spec being in its folder; none while all places are taken."""
-        if len(self.running) - len(self.ending) >= self.concurrent:
+        if len(self.running) >= self.concurrent:
             return None
         trial = self.feed.next()
         if trial is None:
@@ -144,17 +143,11 @@ class _Source(Searcher):  # type: ignore[misc]
         self.running[trial_id] = trial
         return {"key": trial.key}
 
-    def on_trial_result(self, trial_id: str, result: Json) -> None:
-        """See that a trial has ended by itself: its place is free."""
-        if result.get("ended"):
-            self.ending.add(trial_id)
-
     def on_trial_complete(
         self, trial_id: str, result: Json | None = None, error: bool = False
     ) -> None:
         """Leave word of what the trial could not: that its actor died, or that it was stopped."""
         trial = self.running.pop(trial_id)
-        self.ending.discard(trial_id)
         folder = self.desk.folder(trial)
         if error and not failure(folder):
             write_failure(folder, FlywheelError("the process that ran it ended"))
