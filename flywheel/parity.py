@@ -10,7 +10,7 @@ bits two likely tokens can change places, and what follows then says nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 
 from flywheel.config import ParityConfig
@@ -33,6 +33,9 @@ class Generation:
     """Token ids of the greedy answer, the end-of-turn token included where it came."""
     likeliest: list[dict[int, float]]
     """For each token of the answer, log-probabilities (nats) of the likeliest tokens there."""
+    moved: list[float] = field(default_factory=list)
+    """For each token of the answer, how far the adapter moved its log-probability (nats); of a
+    model without one, and of the served side, which is not asked for it, nothing."""
 
     def to_json(self) -> Json:
         """JSON knows no integer keys: pairs instead."""
@@ -42,7 +45,7 @@ class Generation:
     def from_json(cls, data: Json) -> Generation:
         """Inverse of `to_json`."""
         places = [{int(token): value for token, value in place} for place in data["likeliest"]]
-        return cls(data["record_id"], data["prompt"], data["answer"], places)
+        return cls(data["record_id"], data["prompt"], data["answer"], places, data["moved"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,9 @@ class Parity:
     mean_difference: float | None
     """Of log-probabilities, in nats, over those places; ``None`` where prompts differ."""
     largest_difference: float | None
+    effect: float | None
+    """Nats by which the adapter moves the log-probabilities of its own answers, on average: where
+    that is less than what may differ, a wrong adapter would pass too. ``None`` without adapter."""
     first_difference: str = ""
     """What failed, in one sentence."""
 
@@ -128,6 +134,7 @@ def _verdict(
     trained: Sequence[Generation], same: int, differences: Sequence[float], first: str
 ) -> Parity:
     finite = [d for d in differences if d < float("inf")]
+    moved = [nats for one in trained for nats in one.moved]
     return Parity(
         passed=not first,
         records=len(trained),
@@ -136,6 +143,7 @@ def _verdict(
         answer_tokens=len(differences),
         mean_difference=round(sum(finite) / len(finite), 5) if finite else None,
         largest_difference=round(max(finite), 5) if finite else None,
+        effect=round(sum(moved) / len(moved), 5) if moved else None,
         first_difference=first,
     )
 

@@ -89,7 +89,7 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
         TrialStoppedError: ``progress`` ended the trial.
         ModelNotFoundError: The base model is nowhere to be had.
     """
-    from flywheel.methods import checkpoints, full, lora
+    from flywheel.methods import checkpoints, full, lora, ranks
 
     folder = desk.folder(trial)
     if folder.exists("training.json"):
@@ -99,18 +99,20 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
     rows = training_rows(pool.classes, parameters["max_train_records"], parameters["class_balance"])
     with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
         trainer = lora if trial.method == "lora" else full
+        learn = partial(
+            trainer.train,
+            models.fetch(trial.model),
+            prompted(trial, [pool.records[row] for row in rows]),
+            prompted(trial, desk.records(trial, "val")),
+            parameters,
+            trial.seed,
+            Path(temporary),
+            threads,
+            checkpoints=folder,
+        )
         try:
-            summary = trainer.train(
-                models.fetch(trial.model),
-                prompted(trial, [pool.records[row] for row in rows]),
-                prompted(trial, desk.records(trial, "val")),
-                parameters,
-                trial.seed,
-                Path(temporary),
-                threads,
-                progress=partial(_before_the_end, progress),
-                checkpoints=folder,
-            )
+            with ranks.helped(learn, ranks.devices()):
+                summary = learn(progress=partial(_before_the_end, progress))
         except TrialStoppedError:
             folder.remove(checkpoints.NAME)  # nobody goes on from it
             raise
@@ -118,7 +120,8 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
         if trial.method == "lora":
             unseen = desk.unseen(trial)
             gate.remember(trial, folder, unseen, Path(temporary), _limits(trial), threads)
-    if stopped(folder) is not None:
+    if stopped(folder) is not None:  # before this trainer heard of it
+        folder.remove(checkpoints.NAME)
         raise TrialStoppedError("others of this search do better")
     folder.write_json("training.json", summary)
     folder.remove(checkpoints.NAME)

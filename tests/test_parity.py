@@ -34,7 +34,7 @@ BASE = said("ask", "ab", place(a=LIKELY, b=TIE), place(b=LIKELY, a=UNLIKELY))
 
 def test_a_model_agrees_with_itself() -> None:
     found = check(BASE, BASE)
-    assert found == Parity(True, 1, 3, 1, 2, 0.0, 0.0, "")
+    assert found == Parity(True, 1, 3, 1, 2, 0.0, 0.0, None)
 
 
 def test_small_differences_of_log_probabilities_are_allowed_and_told() -> None:

@@ -25,11 +25,37 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generate(
-    model: Path, records: list[Record], limits: ParityConfig = LIMITS, context: float = 4096
+    model: Path,
+    records: list[Record],
+    limits: ParityConfig = LIMITS,
+    context: float = 4096,
+    adapter: Path | None = None,
 ) -> list[Generation]:
     return reference.generate(
-        model, None, records, limits, context=context, dtype="float", threads=1
+        model, adapter, records, limits, context=context, dtype="float", threads=1
     )
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes what the model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32),
+        LoraConfig(
+            r=4,
+            init_lora_weights=False,
+            target_modules=["q_proj", "v_proj"],
+            task_type="CAUSAL_LM",
+        ),
+    )
+    folder = tmp_path_factory.mktemp("adapter")
+    adapted.save_pretrained(str(folder))
+    return folder
 
 
 def test_answers_do_not_depend_on_what_else_is_in_the_batch(model: Path) -> None:
@@ -55,6 +81,22 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(model: Path) -> Non
         assert token == int(values.argmax())
         assert len(place) == LIKELIEST
         assert place == pytest.approx({t: float(values[t]) for t in place}, abs=2e-4)
+
+
+def test_how_far_an_adapter_moves_its_answers_is_told(model: Path, adapter: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    assert all(one.moved == [] for one in generate(model, RECORDS))
+    plain = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+    for got in generate(model, RECORDS, adapter=adapter):
+        with torch.inference_mode():
+            logits = plain(torch.tensor([got.prompt + got.answer])).logits[0]
+        without = logits[len(got.prompt) - 1 :].log_softmax(-1)
+        places = zip(got.answer, got.likeliest, without, strict=False)
+        expected = [abs(place[token] - float(values[token])) for token, place, values in places]
+        assert got.moved == pytest.approx(expected, abs=1e-3)
+        assert max(got.moved) > 1e-3
 
 
 def test_records_that_do_not_fit_the_engine_make_room_for_others(model: Path) -> None:

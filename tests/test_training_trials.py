@@ -98,3 +98,30 @@ def test_a_stopped_trial_leaves_nothing_and_a_finished_one_its_weights(
     assert set(folder.names()) == {weights.partition("/")[0], "training.json"} | told_to_parity
     summary = folder.read_json("training.json")
     assert (summary["steps"], summary["resumed"]) == (3, 0)
+
+
+def test_a_trial_stopped_during_its_last_steps_is_not_saved_as_finished(
+    desk: Desk, planned: dict[str, Trial]
+) -> None:
+    trial = replace(planned["lora"], seed=7)
+    folder = desk.folder(trial)
+    facts = {"by": "asha", "share": 0.9, "val_loss": 2.0, "seconds": 1.0}
+
+    def stop_unheard(done: int, total: int, val_loss: float | None = None) -> None:
+        trials.write_stop(folder, facts)
+
+    with pytest.raises(TrialStoppedError):
+        trials.train(trial, desk, 1, stop_unheard)
+    assert not folder.exists("training.json")
+    assert not folder.exists(NAME)
+    assert trials.stopped(folder) == facts
+
+
+def test_what_a_scheduler_stopped_counts_as_stopped_even_where_it_was_saved(
+    desk: Desk, planned: dict[str, Trial]
+) -> None:
+    folder = desk.folder(replace(planned["lora"], seed=8))
+    folder.write_json("training.json", {"val_loss": 1.0, "seconds": 2.0})
+    assert trials.stopped(folder) is None
+    trials.write_stop(folder, {"by": "asha", "share": 0.9})
+    assert trials.stopped(folder) == {"by": "asha", "share": 0.9}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flywheel.errors import TrainingError, boundary
-from flywheel.methods import training
+from flywheel.methods import ranks, training
 from flywheel.methods.training import Progress
 from flywheel.storage import Storage
 from flywheel.types import Json, Record
@@ -59,6 +59,8 @@ def train(
     dtype = AutoConfig.from_pretrained(str(model_folder), trust_remote_code=False).dtype
     model = training.load_model(model_folder, torch.float32).to(training.device_name())
     summary = training.fit(model, rows, parameters, seed, checkpoints, progress)
+    if ranks.current().rank:
+        return summary
     with boundary(TrainingError, f"writing the model to {weights_folder}"):
         model.to(dtype or torch.float32).save_pretrained(str(weights_folder))
         tokenizer = AutoTokenizer.from_pretrained(str(model_folder), trust_remote_code=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel.errors import TrainingError, boundary
-from flywheel.methods import training
+from flywheel.methods import ranks, training
 from flywheel.methods.training import Progress
 from flywheel.storage import Storage
 from flywheel.types import Json, Record
@@ -60,7 +60,8 @@ def train(
     rows = training.prepare(model_folder, train_records, val_records, parameters, seed, threads)
     model = _adapted(model_folder, parameters)
     summary = training.fit(model, rows, parameters, seed, checkpoints, progress)
-    _save(model, adapter_folder, parameters["base_model"])
+    if ranks.current().rank == 0:
+        _save(model, adapter_folder, parameters["base_model"])
     return summary
 
 

@@ -58,7 +58,9 @@ def generate(
         )
     with boundary(TrainingError, f"answering with {adapter_folder or model_folder}"):
         model = _load(model_folder, adapter_folder, dtype, threads)
-        said = _greedy(model, renderer.tokenizer, list(asked.values()), limits.tokens)
+        said = _greedy(
+            model, renderer.tokenizer, list(asked.values()), limits.tokens, bool(adapter_folder)
+        )
         return [
             Generation(name, prompt, *one)
             for (name, prompt), one in zip(asked.items(), said, strict=True)
@@ -85,9 +87,12 @@ def _load(model_folder: Path, adapter_folder: Path | None, dtype: str | None, th
 
 
 def _greedy(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], tokens: int
-) -> list[tuple[list[int], list[dict[int, float]]]]:
-    """Each prompt's answer and the likeliest tokens on the way: one batch, padded on the left."""
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], tokens: int, adapted: bool
+) -> list[tuple[list[int], list[dict[int, float]], list[float]]]:
+    """Each prompt's answer, the likeliest tokens on the way, and how far the adapter moved it.
+
+    One batch, padded on the left.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -96,21 +101,52 @@ def _greedy(
     ids = torch.tensor([[end] * (longest - len(p)) + p for p in prompts], device=model.device)
     seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     # A repository's own generation defaults (penalties, further stops) are not what serving uses.
-    model.generation_config = GenerationConfig(
+    plain = GenerationConfig(
         do_sample=False, max_new_tokens=tokens, eos_token_id=end, pad_token_id=end
     )
+    model.generation_config = plain
+    seen = seen.to(model.device)
     with torch.inference_mode():
         out = model.generate(
             input_ids=ids,
-            attention_mask=seen.to(model.device),
+            attention_mask=seen,
+            generation_config=plain,
             return_dict_in_generate=True,
             output_logits=True,
         )
-    values, names = torch.stack(out.logits, 1).float().log_softmax(-1).topk(LIKELIEST)
+        likely = torch.stack(out.logits, 1).float().log_softmax(-1)
+        moved = _moved(model, out.sequences, seen, likely) if adapted else None
+    values, names = likely.topk(LIKELIEST)
     said = []
     for row, answer in enumerate(out.sequences[:, longest:].tolist()):
         length = answer.index(end) + 1 if end in answer else len(answer)
         places = zip(names[row, :length].tolist(), values[row, :length].tolist(), strict=True)
         likeliest = [{t: round(v, 4) for t, v in zip(*place, strict=True)} for place in places]
-        said.append((answer[:length], likeliest))
+        change = [] if moved is None else moved[row, :length].tolist()
+        said.append((answer[:length], likeliest, [round(nats, 4) for nats in change]))
     return said
+
+
+def _moved(model: Any, sequences: Any, seen: Any, likely: Any) -> Any:
+    """How much less or more likely each answer token is without the adapter: nats, [rows, tokens].
+
+    Args:
+        model: With its adapter.
+        sequences: Token ids of prompts and answers, [rows, prompt + answer].
+        seen: Which tokens of the prompts are no padding, [rows, prompt].
+        likely: Log-probabilities with the adapter, [rows, answer, vocabulary].
+    """
+    import torch
+
+    answers = sequences[:, seen.shape[1] :]
+    mask = torch.cat([seen, torch.ones_like(answers)], 1)
+    with model.disable_adapter():
+        logits = model(
+            input_ids=sequences,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=answers.shape[1] + 1,
+        ).logits
+    without = logits[:, :-1].float().log_softmax(-1)
+    chosen = answers.unsqueeze(-1)
+    return (likely.gather(-1, chosen) - without.gather(-1, chosen)).squeeze(-1).abs()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel.errors import TrainingError, boundary
-from flywheel.methods import batches, padding
+from flywheel.methods import batches, padding, ranks
 from flywheel.methods.batches import Rows
 from flywheel.methods.checkpoints import Checkpoints, Tensors
 from flywheel.rendering import Example, Renderer
@@ -155,7 +155,7 @@ def fit(
     steps = batches.plan(rows.train, parameters, seed)
     owner = content_hash([parameters, seed, [row.ids for row in rows.train]])
     checkpoints = Checkpoints(folder, owner, parameters["checkpoint_every_s"])
-    run = _Run(model, rows, parameters, len(steps))
+    run = _Run(model, rows, parameters, len(steps), seed)
     if (found := checkpoints.restore()) is not None:
         run.restore(*found)
     while run.curve.step < len(steps) and not run.stopped:
@@ -164,7 +164,8 @@ def fit(
             run.validate()
         done = run.curve.step
         progress(done, done if run.stopped else len(steps), run.curve.val_loss)
-        checkpoints.save(run.state)
+        if run.ranks.rank == 0:
+            checkpoints.save(run.state)
     run.keep_best()
     error = {"checkpoint_error": checkpoints.error} if checkpoints.error else {}
     return {**run.summary(), **error}
@@ -173,11 +174,14 @@ def fit(
 class _Run:
     """One training: the model, its optimiser and the curve so far."""
 
-    def __init__(self, model: Any, rows: Rows, parameters: Json, steps: int) -> None:
+    def __init__(self, model: Any, rows: Rows, parameters: Json, steps: int, seed: int) -> None:
         import torch
 
         self.model, self.rows, self.parameters, self.steps = model, rows, parameters, steps
         self.curve = Curve()
+        self.ranks = ranks.current()
+        if self.ranks.rank:  # every rank drops out its own; rank 0 as if it were alone
+            torch.manual_seed(seed + self.ranks.rank)
         self.best: Tensors = {}
         self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.device = next(iter(self.learning.values())).device
@@ -235,9 +239,10 @@ class _Run:
         self.model.eval()
         total = 0.0
         with torch.no_grad():
-            for batch in self.layout(self.rows.val, self.parameters["pack_tokens"]):
+            for batch in self._batches(self.rows.val):
                 with self._computing():
                     total += float(summed_loss(self.model, batch, self.device))
+        (total,) = self.ranks.total([total], self.device)
         loss = total / _answers(self.rows.val)
         if not math.isfinite(loss):
             raise TrainingError(f"validation loss is {loss} after step {self.curve.step}")
@@ -296,17 +301,29 @@ class _Run:
         }
 
     def _backward(self, rows: Sequence[Example]) -> tuple[float, int]:
-        """Accumulate the gradient batch by batch; return loss and tokens computed."""
+        """Accumulate the gradient batch by batch; return loss and tokens computed, of all ranks."""
+        import torch
+
         answers = _answers(rows)
         total = 0.0
         computed = 0
-        for batch in self.layout(rows, self.parameters["pack_tokens"]):
+        for batch in self._batches(rows):
             with self._computing():
                 loss = summed_loss(self.model, batch, self.device) / answers
                 loss.backward()
             total += float(loss.detach())
             computed += batch.tokens
-        return total, computed
+        for parameter in self.learning.values():  # a rank without rows has none
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.ranks.add(parameter.grad for parameter in self.learning.values())
+        loss_of_all, tokens = self.ranks.total([total, computed], self.device)
+        return loss_of_all, int(tokens)
+
+    def _batches(self, rows: Sequence[Example]) -> Sequence[Any]:
+        """The part of the rows for this rank, laid out; of fewer rows than ranks none."""
+        mine = self.ranks.share(rows)
+        return self.layout(mine, self.parameters["pack_tokens"]) if mine else []
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
