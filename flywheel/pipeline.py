@@ -28,6 +28,7 @@ from flywheel import (
     costs,
     curation,
     fanout,
+    forecast,
     leaderboard,
     models,
     planning,
@@ -186,6 +187,7 @@ class _Run:
         planned, samples = self.budget.within(
             planning.plan(experiment, manifest.fingerprint), planning.suggestions(experiment)
         )
+        longest = planning.longest(experiment, manifest.fingerprint)
         self._note("running", dataset=manifest.fingerprint, trials=len(planned) + samples)
         self.tracker.start(manifest.to_json())
         self.recording = True
@@ -195,6 +197,7 @@ class _Run:
                 cleanup.callback(engine.stop_if_idle)
             cleanup.callback(self.pool.close)
             earlier = self._earlier(planned, manifest.fingerprint)
+            self._foretell([*planned, *longest[:samples]], manifest)
             planned += self._train(planned, samples, earlier)
             self._answer(planned)
             calibration = self._judge(planned, manifest)
@@ -293,6 +296,27 @@ class _Run:
             earlier.adopt(trial)
         earlier.calibration()
         return earlier
+
+    def _foretell(self, planned: Sequence[Trial], manifest: Manifest) -> None:
+        """Say how long the plan may take, where something like it was measured before."""
+        runs = self.desk.storage.at("runs")
+        lora = self.experiment.methods.lora
+        room = self.cluster.room(self.cluster.trainer_needs(lora)) if lora else 1
+        found = forecast.forecast(
+            planned,
+            self._unfinished,
+            forecast.speeds(runs.at(name) for name in reversed(runs.names())),
+            train_records=manifest.splits["train"],
+            eval_records=manifest.splits["eval"],
+            together=self.experiment.search.max_concurrent or room,
+        )
+        if found.sentence:
+            self.show(f"{len(planned)} trials: {found.sentence}", 0, 0)
+
+    def _unfinished(self, trial: Trial, step: str) -> bool:
+        folder = self.desk.folder(trial)
+        marker = "training.json" if step == "train" else "answers.json"
+        return not folder.exists(marker) and trials.stopped(folder) is None
 
     def _train(self, planned: Sequence[Trial], samples: int, earlier: reuse.Earlier) -> list[Trial]:
         """Train first, all of it: a small cluster holds a trainer or an engine, not both.

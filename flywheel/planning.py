@@ -8,12 +8,14 @@ from pathlib import Path
 from flywheel import adaptive, search
 from flywheel.config import LEARNING, CandidateConfig, Experiment, IclConfig, TrainerConfig
 from flywheel.errors import ConfigError
-from flywheel.spaces import Searched
+from flywheel.spaces import Searched, extremes
 from flywheel.types import Json, Trial
 
 SCHEDULED_VALIDATIONS = 9
 """Validations of a training where a scheduler goes by them and the experiment says nothing else."""
 MAX_PROMPT_BYTES = 100_000
+_LENGTHS = ("max_train_records", "epochs", "steps")
+"""Fields of a trainer that decide how long it takes."""
 
 
 def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
@@ -44,6 +46,22 @@ def suggestions(experiment: Experiment) -> int:
     """How many fine-tunings Optuna is to suggest, for all candidates together."""
     able = sum(candidate.can_try("lora") for candidate in experiment.candidates)
     return experiment.search.samples * able if guided(experiment) else 0
+
+
+def longest(experiment: Experiment, fingerprint: str) -> list[Trial]:
+    """Stand-ins for the fine-tunings to be suggested: for each the longest that there may be."""
+    lora = experiment.methods.lora
+    if lora is None or not guided(experiment):
+        return []
+    point = next(search.points(lora, "random", 1, experiment.seed))
+    lengths = {name: extremes(getattr(lora, name)) for name in _LENGTHS}
+    point |= {name: max(values) for name, values in lengths.items() if None not in values}
+    able = [candidate for candidate in experiment.candidates if candidate.can_try("lora")]
+    return [
+        of(experiment, candidate, "lora", point, fingerprint)
+        for candidate in able
+        for _ in range(experiment.search.samples)
+    ]
 
 
 def of(

@@ -28,7 +28,7 @@ LAYERS = {
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
-    "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "fanout"},
+    "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout"},
     "runs": {"pipeline", "paritycheck", "service", "doctor"},
     "front": {"printing", "cli"},
 }  # fmt: skip

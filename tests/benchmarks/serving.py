@@ -6,8 +6,8 @@ One engine answers the same requests at the same concurrency in turn for both si
 a trial as a run does it: records are read from a dataset on disk, rendered, asked, and each answer
 is on disk before its place is given away; scores and latency are written too. ``vllm`` is
 `vllm.benchmarks.serve`, which throws answers away. Each measurement is a fresh process; starting it
-is not counted. A pass before the first warms the engine's prefix cache. A full run merges its
-figures into ``results/serving.json``.
+is not counted. A pass before the first warms the engine's prefix cache. A full run also counts the
+engines that a sweep over two bases starts, and writes ``results/serving.json``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import results
+from . import results, two_bases
 
 Json = dict[str, Any]
 
@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONCURRENCY, ANSWER_TOKENS = 32, 32
 DATASET = "benchmark"
+SWEEP_RECORDS = 6
 
 console = Console(width=100, highlight=False)
 
@@ -78,8 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write_records(folder, options.requests)
         passes = _measure(cluster, folder, options.requests, options.rounds)
     console.print(table(passes))
-    if not options.quick:
-        results.write("serving", figures(passes))
+    if options.quick:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = two_bases.run(Path(folder), eval_size=SWEEP_RECORDS)
+        starts = sum(sweep.engine_starts().values())
+    console.print(f"engines started by a sweep of {two_bases.TRIALS} trials on two bases: {starts}")
+    results.write("serving", {**figures(passes), "engine_starts": starts})
 
 
 def figures(passes: Sequence[Pass]) -> Json:

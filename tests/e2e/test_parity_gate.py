@@ -3,91 +3,25 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-import yaml
 
-from flywheel.sample_logs import ROUTER, write_sample_logs
-from flywheel.storage import Storage
-from flywheel.testing import tiny_model
-from flywheel.types import Json
+from tests.benchmarks import two_bases
+from tests.benchmarks.two_bases import TRIALS, Sweep, flywheel
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 EVAL_SIZE = 6
 
 
-def flywheel(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flywheel", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A finished sweep and where it is."""
-
-    file: Path
-    storage: Storage
-    models: tuple[str, str]
-
-    @property
-    def run_id(self) -> str:
-        (name,) = self.storage.at("runs").names()
-        return name
-
-    @property
-    def run(self) -> Storage:
-        return self.storage.at("runs", self.run_id)
-
-    def results(self) -> list[Json]:
-        trials = self.run.at("trials")
-        return [trials.at(key).read_json("result.json") for key in trials.names()]
-
-    def adapted(self) -> list[Json]:
-        return [r for r in self.results() if r["trial"]["method"] == "lora"]
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """Two bases, each as it is, with one and with two examples, and with four adapters."""
-    folder = tmp_path_factory.mktemp("sweep")
-    write_sample_logs(folder / "logs", 200)
-    models = [tiny_model(folder / name, seed=seed) for seed, name in enumerate(("one", "two"))]
-    experiment: Json = {
-        "name": "sweep",
-        "logs": str(folder / "logs"),
-        "workload": ROUTER,
-        "storage": str(folder / "storage"),
-        "dataset": {"eval_size": EVAL_SIZE},
-        "candidates": [{"model": str(m), "engine": {"max_model_len": 4096}} for m in models],
-        "methods": {
-            "base": {},
-            "icl": {"examples": [1, 2], "selection": "lexical"},
-            "lora": {
-                "rank": [8, 16],
-                "learning_rate": [1e-2, 2e-2],
-                "epochs": 1,
-                "max_train_records": 32,
-            },
-        },
-        "sampling": {"max_tokens": 16},
-        "parity": {"records": 3, "tokens": 12},
-        "judge": None,
-    }
-    file = folder / "sweep.yaml"
-    file.write_text(yaml.safe_dump(experiment))
-    done = flywheel("run", str(file), "--json")
-    assert done.returncode == 0, done.stderr
-    return Sweep(file, Storage(str(folder / "storage")), (str(models[0]), str(models[1])))
+    return two_bases.run(tmp_path_factory.mktemp("sweep"), EVAL_SIZE)
 
 
 def test_fourteen_trials_on_two_bases_start_two_engines(sweep: Sweep) -> None:
-    assert [r["status"] for r in sweep.results()] == ["succeeded"] * 14
-    assert sweep.run.read_json("run.json")["engine_starts"] == dict.fromkeys(sweep.models, 1)
+    assert [r["status"] for r in sweep.results()] == ["succeeded"] * TRIALS
+    assert sweep.engine_starts() == dict.fromkeys(sweep.models, 1)
 
 
 def test_every_adapter_has_passed_and_says_so(sweep: Sweep) -> None:
@@ -120,8 +54,7 @@ def test_an_adapter_that_changed_after_training_is_not_ranked(sweep: Sweep) -> N
     board = json.loads(done.stdout)
     failed = [row for row in board["rows"] if row["result"]["key"] == victim["key"]]
     assert [row["result"]["status"] for row in failed] == ["failed"]
-    starts = sweep.run.read_json("run.json")["engine_starts"]
-    assert sorted(starts.values()) == [1, 2]
+    assert sorted(sweep.engine_starts().values()) == [1, 2]
 
     folder.write_json("adapter/adapter_config.json", told)
 
