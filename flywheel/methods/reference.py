@@ -102,18 +102,17 @@ def _greedy(
     seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     # A repository's own generation defaults (penalties, further stops) are not what serving uses.
     plain = GenerationConfig(
-        do_sample=False, max_new_tokens=tokens, eos_token_id=end, pad_token_id=end
+        do_sample=False,
+        max_new_tokens=tokens,
+        eos_token_id=end,
+        pad_token_id=end,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     model.generation_config = plain
     seen = seen.to(model.device)
     with torch.inference_mode():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=seen,
-            generation_config=plain,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        out = model.generate(input_ids=ids, attention_mask=seen, generation_config=plain)
         likely = torch.stack(out.logits, 1).float().log_softmax(-1)
         moved = _moved(model, out.sequences, seen, likely) if adapted else None
     values, names = likely.topk(LIKELIEST)
