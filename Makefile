@@ -46,14 +46,18 @@ format: install
 install:  ## .venv as requirements.lock says; at once if it is. EXTRA=gpu: vLLM with CUDA instead.
 	@$(PYTHON) scripts/bootstrap.py $(if $(EXTRA),--extra $(EXTRA))
 
-lock:  ## Write requirements.lock anew, keeping pins that still fit. UPGRADE=1 drops them.
+LOCK_COMMAND = build/lock/bin/uv pip compile pyproject.toml --group dev --universal --quiet \
+  --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
+  $(if $(UPGRADE),--upgrade)
+
+lock:  ## Write both locks anew, keeping pins that still fit. UPGRADE=1 drops them.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv
-	build/lock/bin/uv pip compile pyproject.toml --extra cpu --group dev \
-	  --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
+	$(LOCK_COMMAND) --extra cpu --output-file requirements.lock \
 	  --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
-	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu) \
-	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock --quiet
+	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+	cp requirements.lock requirements-gpu.lock  # so that both pin alike what both need
+	$(LOCK_COMMAND) --extra gpu --output-file requirements-gpu.lock --only-binary :all:
 	rm -rf build/lock
 
 clean:  ## Remove the environment and caches; runs and data stay.

@@ -1,4 +1,4 @@
-"""Make .venv and install what requirements.lock pins, once; what is missing is said beforehand.
+"""Make .venv and install what a requirements lock pins, once; what is missing is said beforehand.
 
 Runs on any Python from 3.6, so that one that is too old gets a sentence instead of a traceback.
 Exit code 2: a prerequisite is missing, and nothing was downloaded.
@@ -20,6 +20,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "installed"
 """Holds what was installed: the extra, and a hash of all that decides the installation."""
 LOCK = ROOT / "requirements.lock"
+GPU_LOCK = ROOT / "requirements-gpu.lock"
 PYTHONS = ((3, 11), (3, 13))
 """First and last Python that every locked package has a wheel for."""
 LIBRARIES = {
@@ -130,7 +131,7 @@ def available_memory_gb():
 def fingerprint():
     """Hash of all that decides the installation."""
     digest = hashlib.sha256()
-    for path in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
+    for path in (LOCK, GPU_LOCK, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -148,7 +149,17 @@ def works(python):
 def install_cpu():
     """Install exactly what is locked, then this project in place."""
     install_torch()
-    pip("install", "--no-deps", "-r", str(LOCK))
+    install_locked(LOCK)
+
+
+def install_gpu():
+    """The same with vLLM's and torch's CUDA builds, from a lock of their own."""
+    install_locked(GPU_LOCK)
+
+
+def install_locked(lock):
+    """Install a lock's pins and nothing else, then this project in place."""
+    pip("install", "--no-deps", "-r", str(lock))
     pip("install", "--no-deps", "--no-build-isolation", "--quiet", "-e", str(ROOT))
 
 
@@ -160,15 +171,6 @@ def install_torch():
     if done.returncode:
         print(f"pip's own configuration has no {pinned[0]}; trying {PYTORCH_CPU_INDEX}")
         pip("install", "--no-deps", "--index-url", PYTORCH_CPU_INDEX, *pinned)
-
-
-def install_gpu():
-    """Install with vLLM's CUDA build. Not locked: pip picks what pyproject.toml allows."""
-    import tomllib
-
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        tools = tomllib.load(file)["dependency-groups"]["dev"]
-    pip("install", "-e", f"{ROOT}[gpu]", *tools)
 
 
 def pip(*arguments):

