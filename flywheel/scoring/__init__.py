@@ -68,6 +68,7 @@ class Scorer:
     ) -> None:
         """Score by these metrics, against these references or else production's answers."""
         self._metrics = metrics
+        self._rules = {bound.metric.applies for bound in metrics}
         self._call_order = call_order
         self._references = references
         embedding = (bound.parameters["model"] for bound in metrics if bound.metric.embeds)
@@ -117,7 +118,8 @@ class Scorer:
         """Score one completion; ``cosines`` is what metrics of embeddings look at."""
         expected = self._expected(record)
         due = record if expected is None else expected
-        applying = [bound for bound in self._metrics if bound.metric.applies(due)]
+        applies = {rule: rule(due) for rule in self._rules}
+        applying = [bound for bound in self._metrics if applies[bound.metric.applies]]
         if completion.message is None:
             long = too_long(completion)
             status = ScoreStatus.UNSCORED if long else ScoreStatus.FAILED
@@ -155,12 +157,12 @@ class Scorer:
         return found
 
 
-_DEFAULT = chosen.bound(None, labels=False)
+_DEFAULT = {order: Scorer(chosen.bound(None, labels=False), order) for order in ("free", "fixed")}
 
 
 def score(record: Record, completion: Completion, call_order: str = "free") -> list[Score]:
     """Score one completion by the default metrics that apply to its record."""
-    return Scorer(_DEFAULT, call_order).score(record, completion)
+    return _DEFAULT[call_order].score(record, completion)
 
 
 def answers_labels(classes: Mapping[str, int], records: Sequence[Record]) -> bool:
@@ -212,7 +214,7 @@ def _score(bound: Bound, case: Case) -> Score:
 def _verdict(bound: Bound, case: Case) -> Verdict:
     """What a metric says, whatever it does: a value that is none, or an error, is no score."""
     try:
-        said: Any = bound.judge(case)
+        said: Any = bound.metric.judge(case, **bound.parameters)
     except UnscorableError as error:
         return Verdict(None, str(error))
     except Exception as error:
@@ -220,6 +222,8 @@ def _verdict(bound: Bound, case: Case) -> Verdict:
             return Verdict(None, f"{type(error).__name__} in the metric: {error}"[:200])
         raise
     verdict = said if isinstance(said, Verdict) else Verdict(said)
+    if type(verdict.value) is float and 0 <= verdict.value <= 1:
+        return verdict
     if verdict.value is None:
         return verdict._replace(reason=verdict.reason or "the metric gave no value")
     try:

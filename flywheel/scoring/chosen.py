@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flywheel.config import MetricConfig
 from flywheel.errors import ConfigError, FlywheelError
-from flywheel.scoring.case import Case, Metric, Verdict
+from flywheel.scoring.case import Metric
 from flywheel.scoring.metrics import LABEL_METRICS, METRICS, TEXT_METRICS, TOOL_METRICS
 from flywheel.types import Json, canonical_bytes, content_hash
 
@@ -41,10 +41,6 @@ class Bound:
     def own(self) -> bool:
         """Whether it is a function of the user's, which may do anything."""
         return self.metric.applies is _always
-
-    def judge(self, case: Case) -> Verdict | float | None:
-        """What the metric says of a case."""
-        return self.metric.judge(case, **self.parameters)
 
 
 def asked(configs: Sequence[str | MetricConfig]) -> list[Json]:

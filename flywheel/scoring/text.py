@@ -33,6 +33,8 @@ def text_of(message: Json) -> str:
 
 def readable(text: str) -> str:
     """Half a surrogate pair is no character; libraries that read UTF-8 get U+FFFD for it."""
+    if text.isascii():
+        return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

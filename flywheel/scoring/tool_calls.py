@@ -311,8 +311,10 @@ def _agreement(wanted: _Meant, got: _Meant) -> float:
 
 def _class(calls: list[Call]) -> str:
     """Which tools are called, in no order: the class of an answer."""
-    names = sorted(call.name for call in calls)
-    return readable(", ".join(names))[:_CLASS] if names else NO_TOOL
+    if not calls:
+        return NO_TOOL
+    names = [call.name for call in calls]
+    return readable(", ".join(sorted(names)) if len(names) > 1 else names[0])[:_CLASS]
 
 
 def _names(calls: list[_Meant]) -> str:

@@ -1,4 +1,4 @@
-"""A whole run of a workload of labels: a metric of one's own, embeddings, and a ground-truth file."""
+"""A whole run of a workload of labels: embeddings, a ground-truth file, and an own metric."""
 
 from __future__ import annotations
 
