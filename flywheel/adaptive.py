@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from flywheel import scoring
 from flywheel.config import Experiment
 from flywheel.leaderboard import TOOL_METRIC
 from flywheel.statistics import Groups, conversations, surely_below
-from flywheel.types import Completion, Json, Record
+from flywheel.types import Json, Record, Score
 
 _ROUND = 32
 """Records of a round, at least; twice as many as are in flight, so that engines stay busy."""
@@ -56,25 +55,24 @@ def order(
     return ordered, [*rounds[1:], len(ordered)]
 
 
-def stops(rule: Json, records: Sequence[Record], completions: Sequence[Completion]) -> bool:
+def stops(rule: Json, records: Sequence[Record], scores: Sequence[Score]) -> bool:
     """Whether what was answered so far shows that the trial is surely worse than allowed.
 
     Args:
         rule: From `rule`.
         records: All of them, in the order of `order`.
-        completions: Of the first so many.
+        scores: Of the first so many, in that order; those by other metrics are not looked at.
     """
     groups = conversations(records, rule["group_by"])
     sizes: dict[int, int] = {}
     for record in records:
         sizes[groups[record.id]] = sizes.get(groups[record.id], 0) + 1
-    scores = [
-        (groups[record.id], score.value)
-        for record, completion in zip(records, completions, strict=False)
-        for score in scoring.score(record, completion, rule["call_order"])
+    found = [
+        (groups[score.record_id], score.value)
+        for score in scores
         if score.metric == rule["metric"] and score.value is not None
     ]
-    values = [[v for _, v in of] for _, of in groupby(scores, key=lambda pair: pair[0])]
+    values = [[v for _, v in of] for _, of in groupby(found, key=lambda pair: pair[0])]
     return surely_below(values, rule["floor"], max(sizes.values()))
 
 

@@ -12,10 +12,12 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from flywheel import sizing
 from flywheel.config import FullConfig, LoraConfig, ModelConfig
-from flywheel.errors import ClusterError, boundary
+from flywheel.errors import ClusterError, FlywheelError, boundary
+from flywheel.scoring import chosen
 from flywheel.types import Json
 
 _INGRESS = 0.5
@@ -112,6 +114,18 @@ class Cluster:
                 f"api_key_env: the environment variable {name} is not set on the cluster's workers"
             )
 
+    def require_metrics(self, entries: Sequence[Json]) -> None:
+        """Check that workers find a user's own metrics, and the same ones.
+
+        Args:
+            entries: From `flywheel.scoring.chosen.own`.
+
+        Raises:
+            ClusterError: They do not.
+        """
+        if entries and (problem := _on_a_worker(_missing_metric, entries)):
+            raise ClusterError(f"on the cluster's workers {problem}")
+
     def __str__(self) -> str:
         return "; ".join(_describe(node) for node in self.nodes) or "no nodes"
 
@@ -163,11 +177,18 @@ def describe(*, ours: bool) -> Cluster:
     return Cluster([node["Resources"] for node in nodes], heads[0]["NodeManagerAddress"], ours)
 
 
-def _on_a_worker(function: Callable[[str], bool], argument: str) -> bool:
+def _on_a_worker(function: Callable[[Any], Any], argument: Any) -> Any:
     import ray
 
-    answer: bool = ray.get(ray.remote(num_cpus=0)(function).remote(argument))
-    return answer
+    return ray.get(ray.remote(num_cpus=0)(function).remote(argument))
+
+
+def _missing_metric(entries: Sequence[Json]) -> str:
+    try:
+        chosen.bound(entries, labels=False)
+    except FlywheelError as error:
+        return str(error)
+    return ""
 
 
 def _has_key(name: str) -> bool:

@@ -55,7 +55,7 @@ from flywheel.judging import Judge
 from flywheel.leaderboard import Leaderboard
 from flywheel.methods import full
 from flywheel.progress import Display, Silent
-from flywheel.scoring import misses_by_kind
+from flywheel.scoring import References, chosen, classes, misses_by_kind, references
 from flywheel.serving import Endpoint, engine, options, remote
 from flywheel.serving.engine import EngineSpec
 from flywheel.serving.pool import Pool
@@ -64,7 +64,7 @@ from flywheel.statistics import Groups, Power, conversations, estimate, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
-from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult
+from flywheel.types import Completion, Json, Record, Score, ScoreStatus, Trial, TrialResult
 
 _PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
 
@@ -127,7 +127,7 @@ def run(
 def power(experiment: Experiment, records: int) -> Power:
     """What a run of so many eval records can show."""
     ranking = experiment.ranking
-    again = ranking.baseline is not None
+    again = ranking.baseline is not None or experiment.scoring.references is not None
     return plan(records, ranking.margin, ranking.expected_disagreement, asked_again=again)
 
 
@@ -151,6 +151,8 @@ class _Run:
         self.recording = False
         """Whether MLflow knows of the run."""
         self.warnings: list[str] = []
+        self.references: References | None = None
+        """What is right, where a ground-truth file says it."""
         self.groups: Groups = {}
         """Eval records of one conversation."""
         self.power: Power | None = None
@@ -188,7 +190,8 @@ class _Run:
             planning.plan(experiment, manifest.fingerprint), planning.suggestions(experiment)
         )
         longest = planning.longest(experiment, manifest.fingerprint)
-        self._note("running", dataset=manifest.fingerprint, trials=len(planned) + samples)
+        self._expect(manifest)
+        self._note("running", trials=len(planned) + samples, **self._identity(manifest))
         self.tracker.start(manifest.to_json())
         self.recording = True
 
@@ -196,7 +199,7 @@ class _Run:
             if not self.cluster.ours:  # a Ray of our own takes Serve down with it
                 cleanup.callback(engine.stop_if_idle)
             cleanup.callback(self.pool.close)
-            earlier = self._earlier(planned, manifest.fingerprint)
+            earlier = self._earlier(planned, manifest)
             self._foretell([*planned, *longest[:samples]], manifest)
             planned += self._train(planned, samples, earlier)
             self._answer(planned)
@@ -213,7 +216,7 @@ class _Run:
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
         limits = self.budget.sentences()
-        self._note("succeeded", dataset=manifest.fingerprint, trials=len(begun), limits=limits)
+        self._note("succeeded", trials=len(begun), limits=limits, **self._identity(manifest))
         return Outcome(
             self.run_id,
             desk.run,
@@ -241,6 +244,7 @@ class _Run:
             self._check_engine(model)
         options.check(config.engines(experiment))
         planning.plan(experiment, "")  # reads what it names
+        self._check_scoring()
         icl = experiment.methods.icl
         if icl and icl.semantic and icl.embedding_model:
             models.available(icl.embedding_model)
@@ -254,6 +258,39 @@ class _Run:
                     f"storage: {self.desk.storage.url}: engines load fully fine-tuned models from "
                     "a folder; name one that every node reaches"
                 )
+
+    def _check_scoring(self) -> None:
+        """Refuse metrics that cannot work, and read what is expected."""
+        scoring, masking = self.experiment.scoring, self.experiment.dataset.masking
+        asked = chosen.asked(scoring.metrics or [])
+        for model in chosen.models(asked):
+            models.available(model)
+        self.cluster.require_metrics(chosen.own(asked))
+        if scoring.references is not None:
+            self.references = references.read(scoring.references, masking)
+
+    def _expect(self, manifest: Manifest) -> None:
+        """Put what is expected where trials find it; refuse a file that is about other records."""
+        if self.references is None:
+            return
+        records = curation.load_split(self.desk.storage, manifest.fingerprint, "eval")
+        known = sum(record.id in self.references.messages for record in records)
+        where = f"scoring.references: {self.experiment.scoring.references} names"
+        if not known:
+            raise RequestError(
+                f"{where} none of the {len(records)} eval records of dataset "
+                f"{manifest.fingerprint}, such as {records[0].id}"
+            )
+        if known < len(records):
+            self.warnings.append(
+                f"{where} {known} of {len(records)} eval records; the others stay unscored"
+            )
+        self.desk.run.write_lines(trials.REFERENCES, self.references.rows())
+
+    def _identity(self, manifest: Manifest) -> Json:
+        """What a run's figures are about."""
+        expected = {"references": self.references.identity} if self.references else {}
+        return {"dataset": manifest.fingerprint, **expected}
 
     def _power(self, records: int) -> Power:
         """What so many eval records can show; refuses where that is too little, if so wished."""
@@ -283,9 +320,10 @@ class _Run:
 
     # -- trials ------------------------------------------------------------------------------
 
-    def _earlier(self, planned: Sequence[Trial], fingerprint: str) -> reuse.Earlier:
+    def _earlier(self, planned: Sequence[Trial], manifest: Manifest) -> reuse.Earlier:
         """Take over what earlier runs have finished, and count what this one has taken before."""
-        earlier = reuse.Earlier(self.experiment, self.desk, fingerprint)
+        expected = self.references.identity if self.references else ""
+        earlier = reuse.Earlier(self.experiment, self.desk, manifest.fingerprint, expected)
         if self.fresh:
             earlier.runs.clear()
         for folder in map(self.desk.trials.at, self.desk.trials.names()):  # of earlier sessions
@@ -478,14 +516,18 @@ class _Run:
             endpoint = held.enter_context(self.pool.lease(self._spec(judge_config))).endpoint()
         kept = self.desk.storage.at("responses")
         judge = Judge(judge_config, endpoint, self.desk.run.at("judge"), kept)
-        records = self._records(manifest)
+        records = self._expected(manifest)
         calibration = judge.calibrate(records, partial(self.show, "calibrating the judge"))
         self.desk.run.write_json("calibration.json", calibration.to_json())
         by_id = {record.id: record for record in records}
         for trial in waiting:
             folder = self.desk.folder(trial)
             show = partial(self.show, f"judging {trial.label}")
-            scores = judge.score(by_id, read_completions(folder.at("completions")), show)
+            answers = read_completions(folder.at("completions"))
+            scores = judge.score(by_id, [c for c in answers if c.record_id in by_id], show)
+            lost = [c.record_id for c in answers if c.record_id not in by_id]
+            unscored = ScoreStatus.UNSCORED, references.MISSING
+            scores += [Score(name, SIMILARITY, None, *unscored) for name in lost]
             rows = [asdict(score) for score in scores]
             folder.at("scores").write_lines(f"{SIMILARITY}.jsonl", rows)
 
@@ -527,6 +569,7 @@ class _Run:
             parity=_parity(folder),
             provenance={**self._provenance(), **judge, **reused, **stopped},
             misses=misses_by_kind(scores),
+            classes=classes.tables(scores, self.groups),
         )
 
     def _rank(
@@ -538,6 +581,7 @@ class _Run:
             self.experiment.ranking,
             groups=self.groups,
             power=self.power.to_json() if self.power else None,
+            logged=self._logged(results),
             calibration=calibration,
             production=costs.production_cost(manifest.production, self.experiment.production.price),
             provenance={"run": self.run_id, "dataset": manifest.fingerprint, **self._provenance()},
@@ -575,6 +619,20 @@ class _Run:
 
     def _records(self, manifest: Manifest) -> list[Record]:
         return curation.load_split(self.desk.storage, manifest.fingerprint, "eval")
+
+    def _expected(self, manifest: Manifest) -> list[Record]:
+        """Eval records with what is expected as their answer, as far as that is known."""
+        records = self._records(manifest)
+        if self.references is None:
+            return records
+        return [expected for r in records if (expected := self.references.of(r)) is not None]
+
+    def _logged(self, results: Sequence[TrialResult]) -> list[Score] | None:
+        """How production's own answers score, where they are not right by definition."""
+        done = [result.trial for result in results if result.status == "succeeded"]
+        if self.references is None or not done:
+            return None
+        return trials.production_scores(done[0], self.desk)
 
     def _completions(self, trial: Trial) -> list[Completion]:
         return read_completions(self.desk.folder(trial).at("completions"))

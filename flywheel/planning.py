@@ -8,6 +8,7 @@ from pathlib import Path
 from flywheel import adaptive, search
 from flywheel.config import LEARNING, CandidateConfig, Experiment, IclConfig, TrainerConfig
 from flywheel.errors import ConfigError
+from flywheel.scoring import chosen, references
 from flywheel.spaces import Searched, extremes
 from flywheel.types import Json, Trial
 
@@ -24,7 +25,7 @@ def plan(experiment: Experiment, fingerprint: str) -> list[Trial]:
     What Optuna is to suggest is not among them; two points that come to the same are one trial.
 
     Raises:
-        ConfigError: A system prompt cannot be read.
+        ConfigError: A system prompt or a ground-truth file cannot be read, or a metric is none.
     """
     found = [
         of(experiment, candidate, method, point, fingerprint)
@@ -165,5 +166,17 @@ def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
     """What decides a candidate's answers and scores besides method and data."""
     kept = {"endpoint", "engine", "tool_parser", "concurrency", "timeout_s"}
     stopping = adaptive.rule(experiment)  # nothing where it is off: keys stay what they were
-    whole = experiment.model_dump(include={"sampling", "scoring"})
-    return {**candidate.model_dump(include=kept), **whole, **stopping}
+    sampling = experiment.model_dump(include={"sampling"})
+    scored = {"scoring": _scoring(experiment)}
+    return {**candidate.model_dump(include=kept), **sampling, **scored, **stopping}
+
+
+def _scoring(experiment: Experiment) -> Json:
+    """What decides scores: of what is left at its default nothing, so that keys stay."""
+    config = experiment.scoring
+    rule: Json = {"call_order": config.call_order}
+    if config.metrics is not None:
+        rule["metrics"] = chosen.asked(config.metrics)
+    if config.references is not None:
+        rule["references"] = references.read(config.references, experiment.dataset.masking).identity
+    return rule

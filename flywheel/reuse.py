@@ -24,10 +24,13 @@ _STEPS = {
 class Earlier:
     """The runs of a dataset before this one, the newest first."""
 
-    def __init__(self, experiment: Experiment, desk: Desk, fingerprint: str) -> None:
+    def __init__(
+        self, experiment: Experiment, desk: Desk, fingerprint: str, references: str = ""
+    ) -> None:
+        """Look for runs of a dataset; ``references`` is the identity of the ground-truth file."""
         self.desk, self.fingerprint = desk, fingerprint
         self.scheduler = experiment.search.scheduler.kind
-        judge = experiment.model_dump(mode="json")["judge"]
+        judged = _judging(experiment.model_dump(mode="json"), references)
         self.runs: list[tuple[Storage, frozenset[str], bool]] = []
         """Each run's folder, the keys of its trials, and whether it was judged like this one."""
         runs = desk.storage.at("runs")
@@ -37,7 +40,7 @@ class Earlier:
                 continue
             if run.read_json("run.json").get("dataset") == fingerprint:
                 keys = frozenset(run.at("trials").names())
-                self.runs.append((run, keys, _judge(run) == judge))
+                self.runs.append((run, keys, _judged(run) == judged))
 
     def adopt(self, trial: Trial) -> None:
         """Copy the steps of a trial that this run has not done and an earlier one has."""
@@ -77,8 +80,16 @@ def source(folder: Storage) -> str:
     return str(folder.read_json("reused.json")["run"]) if folder.exists("reused.json") else ""
 
 
-def _judge(run: Storage) -> Json | None:
+def _judged(run: Storage) -> Json | None:
+    """What a run's judge compared with what, and how."""
     if not run.exists("experiment.yaml"):
         return None
-    found: Json | None = yaml.safe_load(run.read_bytes("experiment.yaml"))["judge"]
-    return found
+    experiment: Json = yaml.safe_load(run.read_bytes("experiment.yaml"))
+    return _judging(experiment, run.read_json("run.json").get("references", ""))
+
+
+def _judging(experiment: Json, references: str) -> Json | None:
+    if experiment["judge"] is None:
+        return None
+    free_text = experiment.get("scoring", {}).get("free_text")
+    return {"judge": experiment["judge"], "free_text": free_text, "references": references}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import jsonschema_rs
@@ -64,6 +64,14 @@ def violation(calls: list[Json], tools: list[Json]) -> str:
     return ""
 
 
+def is_schema(value: Any) -> bool:
+    """Whether a value is a JSON Schema of a draft that is known; nothing is fetched to find out."""
+    try:
+        return bool(jsonschema_rs.meta.is_valid(value, _OFFLINE))
+    except (ValueError, jsonschema_rs.ReferencingError):  # too deep; of a draft nobody knows
+        return False
+
+
 def signature(parameters: Json | None) -> Signature:
     """What a tool with this parameter schema accepts; equal schemas are compiled once."""
     return _signature(canonical_json(parameters))
@@ -78,7 +86,7 @@ class Signature:
         self._work = _Work(schema)
         self._validator = _compiled(schema)
 
-    def contradiction(self, arguments: Json, text: str = "") -> str:
+    def contradiction(self, arguments: Any, text: str = "") -> str:
         """The place in the schema that the arguments contradict; empty where they do not.
 
         Empty, too, where the schema is no schema or judging by it would take too long. Their JSON
@@ -99,7 +107,7 @@ class Signature:
         work = self._work.at(brackets) if brackets <= _SHALLOW else None
         return work is not None and work * 2 * len(text) <= MAX_WORK
 
-    def _affordable(self, arguments: Json) -> bool:
+    def _affordable(self, arguments: Any) -> bool:
         depth, size = _measure(arguments)
         work = self._work.at(depth)
         return work is not None and work * size <= MAX_WORK
@@ -134,7 +142,7 @@ def _patterns(node: Any) -> int:
     return own + sum(map(_patterns, node.values()))
 
 
-def _measure(arguments: Json) -> tuple[int, int]:
+def _measure(arguments: Any) -> tuple[int, int]:
     """How deep the arguments are nested, and how large they are in values and characters."""
     depth, size, level = -1, 0, [arguments]
     while level:
@@ -235,3 +243,10 @@ class _Work:
 
 def _value(text: str) -> Any:
     return json.loads(text)
+
+
+def _refuse(uri: str) -> NoReturn:
+    raise ValueError(f"{uri} lies elsewhere")
+
+
+_OFFLINE = jsonschema_rs.Registry([], retriever=_refuse)

@@ -23,14 +23,17 @@ from flywheel.config import (
     ParityConfig,
 )
 from flywheel.datasets.training import training_rows
-from flywheel.errors import EngineError, FlywheelError, TrialStoppedError
+from flywheel.errors import EngineError, FlywheelError, StorageError, TrialStoppedError
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
+from flywheel.scoring import References, Scorer
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
-from flywheel.types import Json, Latency, Record, Score, Trial
+from flywheel.types import Completion, Json, Latency, Record, Score, Trial
 
 PROGRAMMATIC = "programmatic.jsonl"
+REFERENCES = "references.jsonl"
+"""In a run's folder: what is expected of its eval records, where a ground-truth file says it."""
 DEFAULT_MAX_TOKENS = 512
 """Answer tokens where neither the experiment nor the logged request sets a limit."""
 
@@ -141,13 +144,13 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
     if folder.exists("training.json") and trial.method == "lora":
         gate.require(trial, folder, desk.unseen(trial), endpoint, _limits(trial))
     settings = trial.settings
-    records, answers, told = _ask(trial, desk, endpoint, progress)
+    records = desk.records(trial, "eval")
+    scorer = _scorer(trial, desk, records)
+    records, answers, told = _ask(trial, desk, endpoint, records, scorer, progress)
     if all(completion.error for completion in answers.completions):
         first = answers.completions[0].error
         raise EngineError(f"none of {len(records)} requests was answered; the first: {first}")
-    pairs = zip(records, answers.completions, strict=True)
-    order = settings["scoring"]["call_order"]
-    scores = [score for record, got in pairs for score in scoring.score(record, got, order)]
+    scores = scorer.score_all(records, answers.completions, partial(_embed, desk))
     folder.at("scores").write_lines(PROGRAMMATIC, [asdict(score) for score in scores])
     wall = answers.wall_s * len(records) / answers.asked if answers.asked else _busy(answers, trial)
     latency = costs.latency_of(answers.completions, wall, settings["concurrency"])
@@ -177,6 +180,13 @@ def read_scores(folder: Storage) -> list[Score]:
     scores = folder.at("scores")
     rows = (row for name in scores.names(".jsonl") for row in scores.read_lines(name))
     return [Score.from_row(row) for row in rows]
+
+
+def production_scores(trial: Trial, desk: Desk) -> list[Score]:
+    """How production's logged answers score where a ground-truth file says what is right."""
+    records = desk.records(trial, "eval")
+    logged = [Completion(record.id, record.answer) for record in records]
+    return _scorer(trial, desk, records).score_all(records, logged, partial(_embed, desk))
 
 
 def read_latency(folder: Storage) -> tuple[Latency | None, float]:
@@ -236,14 +246,36 @@ def _before_the_end(
         progress(done, total, val_loss)
 
 
+def _scorer(trial: Trial, desk: Desk, records: Sequence[Record]) -> Scorer:
+    """What scores a trial's answers to the eval records."""
+    rule, dataset = trial.settings["scoring"], desk.storage.at("datasets", trial.dataset)
+    mix = dataset.read_json("manifest.json")["class_mix"] if dataset.exists("manifest.json") else {}
+    labels = scoring.answers_labels(mix.get("curated", {}), records)
+    truth = _references(desk, rule["references"]) if "references" in rule else None
+    return Scorer.of(rule, labels=labels, references=truth)
+
+
+def _references(desk: Desk, identity: str) -> References:
+    found = References.of_rows(desk.run.read_lines(REFERENCES))
+    if found.identity != identity:
+        raise StorageError(f"{desk.run.url}/{REFERENCES} is not what the run began with; resume it")
+    return found
+
+
 def _ask(
-    trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress
+    trial: Trial,
+    desk: Desk,
+    endpoint: Endpoint,
+    records: list[Record],
+    scorer: Scorer,
+    progress: Progress,
 ) -> tuple[list[Record], inference.Answers, Json]:
     """The records that were asked, all or as many as it took, their answers, and what to tell."""
-    records, settings = desk.records(trial, "eval"), trial.settings
+    settings = trial.settings
     rule, rounds = settings.get("adaptive"), [len(records)]
     if rule:
         records, rounds = adaptive.order(records, rule, settings["concurrency"])
+        deciding = scorer.only(rule["metric"])
     asks, told = _asks(trial, desk, prompted(trial, records))
     answers = inference.Answers([], 0.0, 0)
     for upto in rounds:
@@ -257,9 +289,12 @@ def _ask(
             cache=desk.storage.at("responses"),
         )
         answers = answers.then(more)
-        if rule and upto < len(asks) and adaptive.stops(rule, records, answers.completions):
-            told["stopped"] = {"asked": upto, "of": len(asks)}
-            return records[:upto], answers, told
+        if rule and upto < len(asks):
+            asked = records[:upto]
+            scores = deciding.score_all(asked, answers.completions, partial(_embed, desk))
+            if adaptive.stops(rule, records, scores):
+                told["stopped"] = {"asked": upto, "of": len(asks)}
+                return asked, answers, told
     return records, answers, told
 
 
@@ -285,7 +320,8 @@ def _few_shot(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list
     pool = icl.Pool.read(desk.storage.at("datasets", trial.dataset))
     budget = _budget(trial)
     reserved = [_answer_tokens(base.request(record), settings["sampling"]) for record in records]
-    orders = icl.orders(records, pool, rule, trial.seed, partial(_embed, trial, desk))
+    embed = partial(_embed, desk, model=settings["embedding_model"])
+    orders = icl.orders(records, pool, rule, trial.seed, embed)
     chosen = icl.choose(records, pool, rule, orders, budget, reserved)
     bodies = [
         icl.request(r, e, rule.style, rule.order) for r, e in zip(records, chosen, strict=True)
@@ -311,8 +347,7 @@ def _budget(trial: Trial) -> icl.Budget:
     return icl.of_weights(models.fetch(trial.model), trial.settings["engine"], most)
 
 
-def _embed(trial: Trial, desk: Desk, texts: Sequence[str]) -> icl.Vectors:
-    model = trial.settings["embedding_model"]
+def _embed(desk: Desk, texts: Sequence[str], model: str) -> icl.Vectors:
     return icl.embed(texts, model, models.fetch(model), desk.storage)
 
 

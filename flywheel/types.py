@@ -280,12 +280,15 @@ class Score:
     """Why there is no value, or what the value rests on, in one sentence."""
     misses: tuple[Miss, ...] = ()
     """What keeps the value from being 1, where it counts tool calls; each kind at most once."""
+    classes: tuple[str, str] | None = None
+    """The class that was expected and the one that was answered, where a metric is about them."""
 
     @classmethod
     def from_row(cls, row: Json) -> Score:
-        """A score as it lies on disk; files written before scores had ``misses`` are read too."""
-        misses = tuple(map(Miss, row.get("misses", ())))
-        return cls(**{**row, "status": ScoreStatus(row["status"]), "misses": misses})
+        """A score as it lies on disk; files written before scores had all fields are read too."""
+        misses, classes = tuple(map(Miss, row.get("misses", ()))), row.get("classes")
+        kept = {**row, "misses": misses, "classes": tuple(classes) if classes else None}
+        return cls(**{**kept, "status": ScoreStatus(row["status"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +378,9 @@ class TrialResult:
     provenance: Json = field(default_factory=dict)
     misses: Json = field(default_factory=dict)
     """By kind of `Miss`: how many records show it (one may show several), and the first ids."""
+    classes: Json = field(default_factory=dict)
+    """By metric that is about classes: precision, recall and F1 of each, and the confusion; see
+    `flywheel.scoring.classes.table`."""
 
     @property
     def key(self) -> str:
@@ -399,4 +405,5 @@ class TrialResult:
             parity=data.get("parity") or {},
             provenance=data["provenance"],
             misses=data.get("misses", {}),
+            classes=data.get("classes", {}),
         )

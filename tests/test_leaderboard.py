@@ -305,3 +305,21 @@ def test_a_stopped_training_is_no_failure_and_no_candidate():
     assert place["early lora"] == "stopped: by asha after 25 % of its training"
     assert names(board) == ["good", "early"]
     assert board.rows[1].rank is None
+
+
+def metric_of(*metrics, **known):
+    results = [trial_with("a", right(0.9), metric=name)[0] for name in metrics]
+    return choose_metric(results, RankingConfig(), known.pop("calibration", None), **known)[0]
+
+
+def test_a_workload_of_labels_is_ranked_by_them_whatever_a_judge_says():
+    trusted = {"trusted": True, "auc": 0.9}
+    assert metric_of("exact_match", "label_accuracy", "similarity", calibration=trusted) == (
+        "label_accuracy"
+    )
+    assert metric_of("exact_match", "similarity", calibration=trusted) == "similarity"
+    assert metric_of("exact_match", "similarity", calibration=trusted, logged=True) == "exact_match"
+
+
+def test_without_any_default_metric_the_first_that_was_asked_for_ranks_but_no_untrusted_judge():
+    assert metric_of("similarity", "json_f1", "chrf") == "json_f1"

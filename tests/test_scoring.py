@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from flywheel.scoring import METRICS, score
+from flywheel.scoring import TEXT_METRICS, TOOL_METRICS, score
 from flywheel.types import Completion, Json, Record, ScoreStatus
 
 TOOL: Json = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
@@ -26,6 +26,11 @@ def values(expected: Json, answer: Json) -> tuple[float | None, ...]:
     rec = record(expected, [TOOL])
     by_name = {s.metric: s.value for s in score(rec, Completion(rec.id, answer))}
     return by_name["function_name"], by_name["function_name_and_args_accuracy"]
+
+
+def exact_match(rec: Record, answer: Json) -> float | None:
+    by_name = {s.metric: s.value for s in score(rec, Completion(rec.id, answer))}
+    return by_name["exact_match"]
 
 
 def test_same_call_is_right():
@@ -111,16 +116,15 @@ def test_metrics_follow_the_kind_of_answer():
     def names(rec: Record) -> set[str]:
         return {s.metric for s in score(rec, Completion(rec.id, message(content="x")))}
 
-    tools = METRICS.keys() - {"exact_match"}
-    assert names(record(message(call("f", {})))) == tools
-    assert names(record(message(content="x"))) == {"exact_match"}
-    assert names(record(message(content="x"), [TOOL])) == set(METRICS)
+    assert names(record(message(call("f", {})))) == set(TOOL_METRICS)
+    assert names(record(message(content="x"))) == set(TEXT_METRICS)
+    assert names(record(message(content="x"), [TOOL])) == {*TOOL_METRICS, *TEXT_METRICS}
 
 
 def test_a_failed_request_is_failed_with_its_reason_and_never_zero():
     rec = record(message(call("f", {})))
     scores = score(rec, Completion(rec.id, error="timed out after 300 s"))
-    assert len(scores) == len(METRICS) - 1
+    assert len(scores) == len(TOOL_METRICS)
     assert {(s.value, s.status, s.reason) for s in scores} == {
         (None, ScoreStatus.FAILED, "timed out after 300 s")
     }
@@ -140,14 +144,12 @@ def test_a_failed_request_is_failed_with_its_reason_and_never_zero():
 )
 def test_exact_match_ignores_case_spacing_and_closing_marks(answer, expected):
     rec = record({"content": "Card lost."})
-    (result,) = score(rec, Completion(rec.id, {"content": answer}))
-    assert result.value == expected
+    assert exact_match(rec, {"content": answer}) == expected
 
 
 def test_text_beside_a_call_nobody_asked_for_is_no_match():
     rec = record({"content": "ok"})
-    (result,) = score(rec, Completion(rec.id, message(call("f", {}), content="ok")))
-    assert result.value == 0.0
+    assert exact_match(rec, message(call("f", {}), content="ok")) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import socket
 import time
 from typing import Any
 
@@ -438,3 +439,13 @@ def test_a_miss_says_so_in_both_tool_metrics_and_a_right_answer_in_none():
                     assert (one.value == 1) == (one.misses == ())
                     assert one.misses == () or one.reason
     assert set(METRICS) > set(found)
+
+
+def test_a_schema_that_names_a_place_on_the_network_is_not_fetched():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        parameters = {"$schema": f"http://127.0.0.1:{server.getsockname()[1]}/draft"}
+        found = arguments({"x": "a"}, {"x": "a "}, tool({}, **parameters))
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert "which is invalid" in found.note

@@ -16,7 +16,9 @@ from flywheel.config.endpoints import (
     TokenPrice,
 )
 from flywheel.config.evaluation import (
+    FreeTextConfig,
     JudgeConfig,
+    MetricConfig,
     ParityConfig,
     ProductionConfig,
     RankingConfig,
@@ -45,11 +47,13 @@ __all__ = [
     "ClientConfig",
     "DatasetConfig",
     "Experiment",
+    "FreeTextConfig",
     "FullConfig",
     "IclConfig",
     "JudgeConfig",
     "LoraConfig",
     "MethodsConfig",
+    "MetricConfig",
     "ModelConfig",
     "ParityConfig",
     "ProductionConfig",

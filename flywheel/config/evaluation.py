@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -33,11 +33,40 @@ class SamplingConfig(Section):
     """Cap on answer tokens; default: what the record's request logged."""
 
 
+class MetricConfig(Section):
+    """A metric, where its name alone does not say all."""
+
+    metric: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*)?$")]
+    """A name of ``docs/metrics.md``, or ``module:function`` for a function of one's own, which then
+    runs wherever trials do."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")] | None = None
+    """What its scores are called; default: the metric's or function's own name."""
+    parameters: dict[str, Any] = {}  # noqa: RUF012 -- pydantic copies defaults
+    """Its parameters by name."""
+
+
+class FreeTextConfig(Section):
+    """Which arguments of tool calls are free text, for a judge to compare."""
+
+    arguments: tuple[str, ...] = ()
+    """Names of arguments, ``body``, or of those of one tool, ``send_mail.body``."""
+    longer_than: Annotated[int, Field(ge=0)] | None = None
+    """Text of more characters than this, on both sides, is free whatever its name."""
+
+
 class ScoringConfig(Section):
     """How answers are compared with production's."""
 
     call_order: Literal["free", "fixed"] = "free"
     """``fixed`` where the order of a message's tool calls matters; else they are a set."""
+    metrics: Annotated[list[str | MetricConfig], Field(min_length=1)] | None = None
+    """In place of the default ones, which follow the workload (``docs/metrics.md``) and which
+    ``default`` stands for in the list."""
+    references: str | None = None
+    """A ground-truth file (JSON Lines: ``id`` of a record, ``expected`` answer) that says what is
+    right in place of production's answers; records that it does not name stay unscored."""
+    free_text: FreeTextConfig | None = None
+    """Arguments of tool calls that a judge compares where all else is right; default: none."""
 
 
 class ParityConfig(Section):
@@ -57,8 +86,9 @@ class RankingConfig(Section):
     """What a leaderboard ranks by."""
 
     metric: str | None = None
-    """Default: ``function_name_and_args_accuracy`` for tool workloads, ``similarity`` for text
-    (``exact_match`` where the judge is not trusted or there is none)."""
+    """Default: ``function_name_and_args_accuracy`` for tool workloads, ``label_accuracy`` for those
+    that answer with one of a few labels, ``similarity`` for text (``exact_match`` where the judge
+    is not trusted or there is none)."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """By how much a trial may be worse than production: it is promising when the whole 95 %
     interval of its difference to production lies above minus this."""

@@ -76,6 +76,8 @@ class Experiment(Section):
 
     def _check_baseline(self) -> None:
         name = self.ranking.baseline
+        if self.ranking.adaptive and self.scoring.references is not None:
+            raise ValueError("ranking.adaptive compares with logged answers, not with references")
         if name is None:
             return
         if self.ranking.adaptive:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from flywheel.statistics import Comparison, Difference
-from flywheel.types import Cost, Json, TrialResult
+from flywheel.types import Cost, Estimate, Json, TrialResult
 
 
 class Verdict(StrEnum):
@@ -34,8 +34,8 @@ class Row:
     tie_with_best: bool = False
     """Not distinguishable from the best at 5 % (Holm over the board)."""
     to_production: Difference | None = None
-    """This trial less the baseline: production asked again, or its logged answers, which are right
-    by definition (then nothing is tested and the p-value is ``None``)."""
+    """This trial less the baseline: production asked again, or its logged answers. Without a
+    ground-truth file those are right by definition, and nothing is tested (no p-value)."""
     verdict: Verdict = Verdict.UNDECIDED
     blocked: str = ""
     """What else stands against it, in one sentence: too slow, too many records without a score."""
@@ -96,6 +96,9 @@ class Leaderboard:
     production: Cost | None = None
     calibration: Json | None = None
     """How well the judge told references from shuffled answers; ``None`` without a judge."""
+    logged: Estimate | None = None
+    """How production's logged answers score by a ground-truth file; ``None`` where there is no such
+    file, and they are right by definition."""
     power: Json | None = None
     """What the eval records could show; see `flywheel.statistics.Power`."""
     provenance: Json = field(default_factory=dict)
@@ -163,6 +166,7 @@ class Leaderboard:
         """Inverse of `to_json`."""
         kept = {name: value for name, value in data.items() if name not in ("recommended", "saved")}
         kept["production"] = Cost(**data["production"]) if data["production"] else None
+        kept["logged"] = Estimate(**data["logged"]) if data.get("logged") else None
         kept["rows"] = [Row.from_json(row) for row in data["rows"]]
         kept["pairs"] = [Comparison.from_json(pair) for pair in data["pairs"]]
         return cls(**kept)

@@ -8,11 +8,19 @@ from dataclasses import replace
 
 from flywheel.config import RankingConfig
 from flywheel.leaderboard.board import Leaderboard, Row, Verdict
-from flywheel.statistics import Comparison, Difference, Groups, compare_all
-from flywheel.types import Cost, Estimate, Json, Score, TrialResult
+from flywheel.statistics import (
+    Comparison,
+    Difference,
+    Groups,
+    compare_all,
+    estimate,
+    paired_difference,
+)
+from flywheel.types import Cost, Json, Score, TrialResult
 
 TOOL_METRIC = "function_name_and_args_accuracy"
 JUDGED_METRIC = "similarity"
+LABEL_METRIC = "label_accuracy"
 TEXT_METRIC = "exact_match"
 SIGNIFICANCE = 0.05
 
@@ -26,6 +34,7 @@ def rank(
     calibration: Json | None = None,
     production: Cost | None = None,
     power: Json | None = None,
+    logged: Sequence[Score] | None = None,
     provenance: Json | None = None,
 ) -> Leaderboard:
     """Compare every trial with every other and with production, and put them in order.
@@ -41,15 +50,19 @@ def rank(
         calibration: The judge's, if there is a judge.
         production: What production costs today.
         power: What the records could show.
+        logged: Scores of production's logged answers by a ground-truth file; ``None`` where there
+            is none, and they are right by definition.
         provenance: Where the figures come from.
     """
-    metric, note = choose_metric(results, ranking, calibration)
+    metric, note = choose_metric(results, ranking, calibration, logged=logged is not None)
     scored = [r for r in results if _figure(r, metric) is not None]
     again, worry = _asked_again(scored, ranking)
     pairs = compare_all(
         {r.key: [s for s in scores.get(r.key, ()) if s.metric == metric] for r in scored}, groups
     )
-    rows = _rows([r for r in scored if r is not again], pairs, metric, ranking, again)
+    own = None if logged is None else [s for s in logged if s.metric == metric]
+    to_logged = {r.key: _to_logged(r, metric, own, scores, groups) for r in scored}
+    rows = _rows([r for r in scored if r is not again], pairs, metric, ranking, again, to_logged)
     others = sorted((r for r in results if r not in scored), key=_unranked_order)
     rows += [Row(None, result) for result in [*([again] if again else []), *others]]
     return Leaderboard(
@@ -61,23 +74,32 @@ def rank(
         note=" ".join(filter(None, (note, worry))),
         production=production,
         calibration=calibration,
+        logged=None if own is None else estimate(own, groups),
         power=power,
         provenance=provenance or {},
     )
 
 
 def choose_metric(
-    results: Sequence[TrialResult], ranking: RankingConfig, calibration: Json | None
+    results: Sequence[TrialResult],
+    ranking: RankingConfig,
+    calibration: Json | None,
+    *,
+    logged: bool = False,
 ) -> tuple[str, str]:
     """What to rank by, and a note where that needs saying.
 
-    A workload counts as one of tools when more records offer tools than are answered in text.
+    A workload counts as one of tools when more records offer tools than are answered in text. With
+    ``logged``, production's own answers are scored, which no judge has done.
     """
     counts = _records_by_metric(results)
-    judged = bool(counts.get(JUDGED_METRIC) and calibration and calibration["trusted"])
+    trusted = bool(counts.get(JUDGED_METRIC) and calibration and calibration["trusted"])
+    judged = trusted and not logged
     default = _default_metric(counts, judged)
     asked = ranking.metric or default
     distrust = "the judge is not trusted" if calibration else "there is no judge"
+    if trusted and logged:
+        distrust = "production's answers are not judged by the ground-truth file"
     if asked == JUDGED_METRIC and not judged:
         return default, f"Ranked by {default} instead of {asked}: {distrust}."
     if counts and asked not in counts:
@@ -108,6 +130,7 @@ def _rows(
     metric: str,
     ranking: RankingConfig,
     again: TrialResult | None,
+    to_logged: Mapping[str, Difference],
 ) -> list[Row]:
     """The ranked rows, in order."""
     if not ranked:
@@ -117,7 +140,7 @@ def _rows(
     rows = []
     for result in ranked:
         difference = _less(result, best, between) if result is not best else None
-        gap = _less(result, again, between) if again else _to_logged(result.metrics[metric])
+        gap = _less(result, again, between) if again else to_logged[result.key]
         rows.append(
             Row(
                 rank=0,
@@ -146,8 +169,18 @@ def _less(
     return Difference(-d.value, -d.high, -d.low, d.p_value, d.n)
 
 
-def _to_logged(figure: Estimate) -> Difference:
-    """A trial less production's logged answers, which score 1 by definition."""
+def _to_logged(
+    result: TrialResult,
+    metric: str,
+    logged: Sequence[Score] | None,
+    scores: Mapping[str, Sequence[Score]],
+    groups: Groups | None,
+) -> Difference:
+    """A trial less production's logged answers, which score 1 unless a file says otherwise."""
+    if logged is not None:
+        mine = [score for score in scores.get(result.key, ()) if score.metric == metric]
+        return paired_difference(mine, logged, groups)
+    figure = result.metrics[metric]
     if figure.value is None or figure.low is None or figure.high is None:
         return Difference(None, None, None, None, 0)
     return Difference(figure.value - 1, figure.low - 1, figure.high - 1, None, figure.scored)
@@ -219,7 +252,12 @@ def _unranked_order(result: TrialResult) -> tuple[bool, str]:
 def _default_metric(counts: Mapping[str, int], judged: bool) -> str:
     if counts.get(TOOL_METRIC, 0) > counts.get(TEXT_METRIC, 0):
         return TOOL_METRIC
-    return JUDGED_METRIC if judged else TEXT_METRIC
+    if counts.get(LABEL_METRIC, 0) >= max(counts.get(TEXT_METRIC, 0), 1):
+        return LABEL_METRIC
+    if judged:
+        return JUDGED_METRIC
+    of_programs = [metric for metric in counts if metric != JUDGED_METRIC]
+    return TEXT_METRIC if TEXT_METRIC in of_programs or not of_programs else of_programs[0]
 
 
 def _records_by_metric(results: Sequence[TrialResult]) -> dict[str, int]:

@@ -22,9 +22,10 @@ def table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
         columns.append("to production asked again")
     columns += [*others, "p50 / p95 s", "tokens/s"]
     rows = [_cells(board, row, metrics) for row in board.rows]
-    if board.production is not None:
+    if board.production is not None or board.logged is not None:
         blanks = [NONE] * (len(columns) - 6)
-        cells = ["", "production", NONE, NONE, _dollars(board.production), "as logged", *blanks]
+        quality = [_figure(board.logged, board.logged), _count(board.logged)]
+        cells = ["", "production", *quality, _dollars(board.production), "as logged", *blanks]
         rows.append(cells)
     return columns, rows
 
@@ -100,6 +101,8 @@ def _quality(board: Leaderboard, row: Row) -> str:
 
 def _baseline(board: Leaderboard) -> str:
     ceiling = board.ceiling
+    if ceiling is None and board.logged is not None:
+        return f"production ({decimal(board.logged.value)})"
     if ceiling is None:
         return "production"
     return f"production asked again ({decimal(ceiling.result.metrics[board.metric].value)})"
@@ -108,7 +111,8 @@ def _baseline(board: Leaderboard) -> str:
 def _more_records(board: Leaderboard, best: Row) -> str:
     """How many would settle it, if the best goes on as it did; only against logged answers."""
     figure = best.result.metrics[board.metric]
-    if best.verdict is not Verdict.UNDECIDED or board.asked_again or not figure.value:
+    measured = board.asked_again or board.logged is not None
+    if best.verdict is not Verdict.UNDECIDED or measured or not figure.value:
         return ""
     needed = plan(figure.scored, board.margin, 1 - figure.value, asked_again=False).records_needed
     if needed is None or needed <= figure.scored:
@@ -116,7 +120,10 @@ def _more_records(board: Leaderboard, best: Row) -> str:
     return f" About {needed:,} records would show it, if it goes on like this."
 
 
-_DETAILS = ("argument_precision", "argument_recall", "tool_calls_exact_match")
+_DETAILS = (
+    *("argument_precision", "argument_recall", "tool_calls_exact_match"),
+    *("token_f1", "rouge_l", "chrf"),
+)
 """Metrics that no column is for, lest the others be cut: they are in the JSON and in MLflow."""
 
 

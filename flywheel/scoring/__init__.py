@@ -1,26 +1,42 @@
-"""Programmatic metrics: one completion and production's answer in, one score per metric out.
+"""Programmatic metrics: one completion and what is expected in, one score per metric out.
 
-`METRICS` names them all. To add one, write a function of a `Case` and add its line there. What
-several metrics look at (the comparison of tool calls) is worked out once per case.
+`metrics` holds them all by name (`METRICS`), each a function of a `Case`; `chosen` says which of
+them, with which parameters, an experiment asks for; `Scorer` applies those to completions. What is
+expected is production's answer, or that of a ground-truth file (`references`). `classes` makes
+tables of what the scores say about classes, `free_text` finds what is a judge's to compare.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from flywheel.scoring import text, tool_calls
+import numpy as np
+import numpy.typing as npt
+
+from flywheel.scoring import chosen, references
+from flywheel.scoring.case import Case, Metric, Verdict
+from flywheel.scoring.chosen import Bound
+from flywheel.scoring.metrics import LABEL_METRICS, METRICS, TEXT_METRICS, TOOL_METRICS
+from flywheel.scoring.references import References
+from flywheel.scoring.text import readable, text_of
+from flywheel.scoring.tool_calls import NO_TOOL, UnscorableError
 from flywheel.types import Completion, Json, Miss, Record, Score, ScoreStatus
 
 __all__ = [
     "CONTEXT_LENGTH",
+    "LABEL_METRICS",
     "METRICS",
+    "TEXT_METRICS",
+    "TOOL_METRICS",
     "Case",
     "Metric",
+    "References",
+    "Scorer",
     "Verdict",
+    "answers_labels",
     "misses_by_kind",
     "score",
     "too_long",
@@ -34,119 +50,131 @@ _TOO_LONG = re.compile(
 
 EXAMPLES = 3
 """Records named for each kind of miss."""
+_EMBEDDED = 20_000
+"""Characters of a text that are embedded: no embedding model reads as far."""
+
+Embed = Callable[[Sequence[str], str], npt.NDArray[np.float32]]
+"""Texts and the name of a model -> a unit vector for each text."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """What a metric looks at: a record, and the message a candidate answered it with."""
+class Scorer:
+    """Scores completions by the metrics that an experiment asks for."""
 
-    record: Record
-    message: Json
-    call_order: str = "free"
-    """``fixed`` where the order of a message's calls matters."""
+    def __init__(
+        self,
+        metrics: Sequence[Bound],
+        call_order: str = "free",
+        references: References | None = None,
+    ) -> None:
+        """Score by these metrics, against these references or else production's answers."""
+        self._metrics = metrics
+        self._rules = {bound.metric.applies for bound in metrics}
+        self._call_order = call_order
+        self._references = references
+        embedding = (bound.parameters["model"] for bound in metrics if bound.metric.embeds)
+        self._models = sorted(set(embedding))
 
-    @cached_property
-    def calls(self) -> tool_calls.Comparison:
-        """The message's calls beside production's.
+    @classmethod
+    def of(cls, rule: Json, *, labels: bool, references: References | None = None) -> Scorer:
+        """The scorer of a trial.
+
+        Args:
+            rule: The trial's setting ``scoring``.
+            labels: Whether the workload answers with one of a few classes.
+            references: Of a ground-truth file, if there is one.
 
         Raises:
-            UnscorableError: Production's cannot be read.
+            FlywheelError: A metric is not here what it was where the run began.
         """
-        record = self.record
-        return tool_calls.compare(record.answer, self.message, record.tools, self.call_order)
+        metrics = chosen.bound(rule.get("metrics"), labels=labels)
+        return cls(metrics, rule["call_order"], references)
+
+    def only(self, name: str) -> Scorer:
+        """The same for one metric alone."""
+        mine = [bound for bound in self._metrics if bound.name == name]
+        return Scorer(mine, self._call_order, self._references)
+
+    def score_all(
+        self, records: Sequence[Record], completions: Sequence[Completion], embed: Embed
+    ) -> list[Score]:
+        """Score each record's completion by every metric that applies to the record.
+
+        Args:
+            records: What was asked.
+            completions: One for each, in the same order.
+            embed: Called once for each embedding model that a metric names.
+        """
+        pairs = list(zip(records, completions, strict=True))
+        cosines = self._cosines(pairs, embed)
+        return [
+            score
+            for record, completion in pairs
+            for score in self.score(record, completion, cosines.get(record.id))
+        ]
+
+    def score(
+        self, record: Record, completion: Completion, cosines: Mapping[str, float] | None = None
+    ) -> list[Score]:
+        """Score one completion; ``cosines`` is what metrics of embeddings look at."""
+        expected = self._expected(record)
+        due = record if expected is None else expected
+        applies = {rule: rule(due) for rule in self._rules}
+        applying = [bound for bound in self._metrics if applies[bound.metric.applies]]
+        if completion.message is None:
+            long = too_long(completion)
+            status = ScoreStatus.UNSCORED if long else ScoreStatus.FAILED
+            reason = completion.error or "the completion holds no message"
+            reason = CONTEXT_LENGTH if long else reason
+            return [Score(record.id, bound.name, None, status, reason) for bound in applying]
+        if expected is None:
+            missing = ScoreStatus.UNSCORED, references.MISSING
+            return [Score(record.id, bound.name, None, *missing) for bound in applying]
+        case = Case(expected, completion.message, self._call_order, cosines or {})
+        return [_score(bound, case) for bound in applying]
+
+    def _expected(self, record: Record) -> Record | None:
+        return record if self._references is None else self._references.of(record)
+
+    def _cosines(
+        self, pairs: Sequence[tuple[Record, Completion]], embed: Embed
+    ) -> dict[str, dict[str, float]]:
+        """By record and model: how alike the two texts are, where there are two."""
+        texts: dict[str, tuple[str, str]] = {}
+        for record, completion in pairs if self._models else ():
+            expected = self._expected(record)
+            if expected is not None and completion.message is not None:
+                sides = text_of(expected.answer), text_of(completion.message)
+                if all(side.strip() for side in sides):
+                    first, second = (readable(side[:_EMBEDDED]) for side in sides)
+                    texts[record.id] = first, second
+        found: dict[str, dict[str, float]] = {name: {} for name in texts}
+        for model in self._models if texts else ():
+            due, sent = zip(*texts.values(), strict=True)
+            vectors = embed([*due, *sent], model)
+            products = (vectors[: len(due)] * vectors[len(due) :]).sum(axis=1)
+            for name, product in zip(texts, products.tolist(), strict=True):
+                found[name][model] = product
+        return found
 
 
-class Verdict(NamedTuple):
-    """What a metric says of one case."""
-
-    value: float | None
-    """0..1; ``None`` if it cannot be judged."""
-    reason: str = ""
-    misses: tuple[Miss, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How one metric judges a case, and for which records it has a meaning."""
-
-    applies: Callable[[Record], bool]
-    judge: Callable[[Case], Verdict]
-    """May raise `UnscorableError`, which says why the case cannot be judged."""
-
-
-def offers_tools(record: Record) -> bool:
-    """Whether production could have called a tool, or did."""
-    return bool(record.tools or record.answer.get("tool_calls"))
-
-
-def answers_text(record: Record) -> bool:
-    """Whether production answered without calling a tool."""
-    return not record.answer.get("tool_calls")
-
-
-def function_name(case: Case) -> Verdict:
-    """1 if the same tools were called, arguments aside; also if neither side called any."""
-    misses = tuple(miss for miss in case.calls.misses if miss in tool_calls.OF_TOOLS)
-    return Verdict(float(not misses), case.calls.detail(misses), misses)
-
-
-def name_and_arguments(case: Case) -> Verdict:
-    """1 if the same tools were called with arguments that mean the same; also if none were."""
-    misses = case.calls.misses
-    return Verdict(float(not misses), case.calls.detail(misses), misses)
-
-
-def argument_precision(case: Case) -> Verdict:
-    """Of the arguments that were sent, the share that is right."""
-    calls = case.calls
-    if Miss.UNPARSABLE_CALL in calls.found:
-        return Verdict(0.0, "a call cannot be parsed")
-    if not calls.sent:
-        return Verdict(None, "no argument was sent")
-    return Verdict(calls.right / calls.sent)
-
-
-def argument_recall(case: Case) -> Verdict:
-    """Of the arguments that production sent, the share that was sent, and right."""
-    calls = case.calls
-    if not calls.due:
-        return Verdict(None, "no argument was due")
-    return Verdict(calls.right / calls.due)
-
-
-def exact_calls(case: Case) -> Verdict:
-    """1 if the calls are the same JSON in the same order, whatever their schemas say."""
-    return Verdict(float(case.calls.same_text))
-
-
-def exact_match(case: Case) -> Verdict:
-    """1 if both messages say the same and neither calls a tool."""
-    return Verdict(text.exact_match(case.record.answer, case.message))
-
-
-METRICS = {
-    "function_name": Metric(offers_tools, function_name),
-    "function_name_and_args_accuracy": Metric(offers_tools, name_and_arguments),
-    "argument_precision": Metric(offers_tools, argument_precision),
-    "argument_recall": Metric(offers_tools, argument_recall),
-    "tool_calls_exact_match": Metric(offers_tools, exact_calls),
-    "exact_match": Metric(answers_text, exact_match),
-}
-"""Every programmatic metric by name."""
-_RULES = {metric.applies for metric in METRICS.values()}
+_DEFAULT = {order: Scorer(chosen.bound(None, labels=False), order) for order in ("free", "fixed")}
 
 
 def score(record: Record, completion: Completion, call_order: str = "free") -> list[Score]:
-    """Score one completion by every metric that applies to its record."""
-    applies = {rule: rule(record) for rule in _RULES}
-    names = [name for name, metric in METRICS.items() if applies[metric.applies]]
-    if completion.message is None:
-        status = ScoreStatus.UNSCORED if too_long(completion) else ScoreStatus.FAILED
-        reason = completion.error or "the completion holds no message"
-        reason = CONTEXT_LENGTH if status is ScoreStatus.UNSCORED else reason
-        return [Score(record.id, name, None, status, reason) for name in names]
-    case = Case(record, completion.message, call_order)
-    return [_score(name, case) for name in names]
+    """Score one completion by the default metrics that apply to its record."""
+    return _DEFAULT[call_order].score(record, completion)
+
+
+def answers_labels(classes: Mapping[str, int], records: Sequence[Record]) -> bool:
+    """Whether a workload answers with one of a few classes, as far as its dataset shows.
+
+    Args:
+        classes: How many records of the dataset have which class.
+        records: Some of the dataset's records.
+    """
+    if NO_TOOL in classes or 2 * len(classes) > sum(classes.values()):
+        return False
+    return bool(records) and all(text_of(record.answer).strip() in classes for record in records)
 
 
 def too_long(completion: Completion) -> bool:
@@ -176,10 +204,33 @@ def misses_by_kind(scores: Iterable[Score]) -> Json:
     }
 
 
-def _score(name: str, case: Case) -> Score:
-    try:
-        verdict = METRICS[name].judge(case)
-    except tool_calls.UnscorableError as error:
-        verdict = Verdict(None, str(error))
+def _score(bound: Bound, case: Case) -> Score:
+    verdict = _verdict(bound, case)
     status = ScoreStatus.UNSCORED if verdict.value is None else ScoreStatus.SCORED
-    return Score(case.record.id, name, verdict.value, status, verdict.reason, verdict.misses)
+    said = verdict.misses, verdict.classes
+    return Score(case.record.id, bound.name, verdict.value, status, verdict.reason, *said)
+
+
+def _verdict(bound: Bound, case: Case) -> Verdict:
+    """What a metric says, whatever it does: a value that is none, or an error, is no score."""
+    try:
+        said: Any = bound.metric.judge(case, **bound.parameters)
+    except UnscorableError as error:
+        return Verdict(None, str(error))
+    except Exception as error:
+        if bound.own:
+            return Verdict(None, f"{type(error).__name__} in the metric: {error}"[:200])
+        raise
+    verdict = said if isinstance(said, Verdict) else Verdict(said)
+    if type(verdict.value) is float and 0 <= verdict.value <= 1:
+        return verdict
+    if verdict.value is None:
+        return verdict._replace(reason=verdict.reason or "the metric gave no value")
+    try:
+        value = float(verdict.value)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:  # NaN is neither
+        shown = f"{verdict.value!r:.40}"
+        return Verdict(None, f"the metric gave {shown}, which does not lie in 0..1")
+    return verdict._replace(value=value)

@@ -19,9 +19,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import unquote
 
-import jsonschema_rs
-
-from flywheel.schemas import MAX_SCHEMA
+from flywheel.schemas import MAX_SCHEMA, is_schema
 from flywheel.scoring.instants import FORMATS, instant
 from flywheel.scoring.text import one_space
 from flywheel.types import Json, canonical_bytes, json_text
@@ -77,8 +75,23 @@ class Parameters:
         try:
             return Arguments(self._schema, arguments)
         finally:
-            if len(self._schema.nodes) > _MAX_NODES:
-                self._schema = _Schema(json.loads(self._text))
+            self._forget()
+
+    def meaning(self, value: Any) -> Any:
+        """The meaning of a whole value that the schema is about, of whatever JSON type.
+
+        Raises:
+            TooMuchWorkError: Only without the schema it can be read in time.
+            RecursionError: It is nested too deep.
+        """
+        try:
+            return _Reading(self._schema).meaning(self._schema.root, value)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        if len(self._schema.nodes) > _MAX_NODES:
+            self._schema = _Schema(json.loads(self._text))
 
 
 class Arguments:
@@ -94,6 +107,10 @@ class Arguments:
         self.by_name = {
             name: reading.spelled(self._node.child(name), value) for name, value in raw.items()
         }
+
+    def written(self, name: str) -> Any:
+        """An argument as it was sent."""
+        return self._raw[name]
 
     @property
     def defaults(self) -> Mapping[str, bytes]:
@@ -236,7 +253,7 @@ class _Schema:
                 place = place[int(name)] if isinstance(place, list) else place[name]
             except (KeyError, IndexError, TypeError, ValueError):
                 return True
-        return place if _is_schema(place) else True
+        return place if is_schema(place) else True
 
 
 class _Node:
@@ -333,17 +350,10 @@ def _checked(text: str) -> tuple[str, str]:
         return "true", f"longer than {MAX_SCHEMA:,} characters"
     try:
         schema = json.loads(text)
-        usable = schema is None or _is_schema(schema)
+        usable = schema is None or is_schema(schema)
     except (ValueError, RecursionError):
         usable = False
     return (text, "") if usable else ("true", "invalid")
-
-
-def _is_schema(value: Any) -> bool:
-    try:
-        return bool(jsonschema_rs.meta.is_valid(value))
-    except (ValueError, jsonschema_rs.ReferencingError):  # too deep; of a draft nobody knows
-        return False
 
 
 def _by_folded(members: list[Any]) -> dict[str, str]:

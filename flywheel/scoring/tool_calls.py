@@ -9,15 +9,14 @@ unless it is the schema's own default.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
+from flywheel.scoring import strict_json
 from flywheel.scoring.meaning import Arguments, Parameters, TooMuchWorkError, parameters_of
-from flywheel.scoring.text import text_of
+from flywheel.scoring.text import readable, text_of
 from flywheel.types import Json, Miss, canonical_bytes
 
 CALL_MARKS = (
@@ -25,10 +24,12 @@ CALL_MARKS = (
     "<|tool_calls_section_begin|>", "<｜tool▁calls▁begin｜>",
 )  # fmt: skip
 """In a message's text each is a call that the server's parser could not read."""
-MAX_DEPTH = 100
-"""Arguments nested deeper are no call."""
 MOST_MATCHED = 200
 """So many calls are matched with as many as well as can be; more are matched in their order."""
+NO_TOOL, UNPARSABLE = "no_tool", "unparsable_call"
+"""Classes of answers without a call that can be read."""
+_CLASS = 200
+"""Characters of a class's name."""
 _DETAIL = 200
 """Characters that say what is wrong with an answer."""
 
@@ -52,6 +53,15 @@ class Call:
         return self.name, self.text
 
 
+class Differing(NamedTuple):
+    """An argument that two matched calls of one tool give in different meanings."""
+
+    tool: str
+    argument: str
+    expected: Any
+    answered: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What came of comparing the calls of two messages."""
@@ -69,6 +79,10 @@ class Comparison:
     """Arguments that mean the same."""
     same_text: bool = False
     """Same calls, same order, same JSON but for its spaces and the order of keys."""
+    differing: tuple[Differing, ...] = ()
+    """The values behind every ``wrong_value``."""
+    tools: tuple[str, str] = ("", "")
+    """Names of the tools that were due and of those that were called, as classes."""
 
     @property
     def misses(self) -> tuple[Miss, ...]:
@@ -136,7 +150,8 @@ def compare(expected: Json, answer: Json, tools: list[Json], order: str = "free"
     note = _note(known) if due or sent else "neither side called a tool"
     if sent is not None and [c.written for c in due] == [c.written for c in sent]:
         count = sum(len(call.arguments) for call in due)
-        return Comparison({}, note, count, count, count, same_text=True)
+        called = _class(due), _class(sent)
+        return Comparison({}, note, count, count, count, same_text=True, tools=called)
     try:
         return _compare(due, sent, known, order, note)
     except TooMuchWorkError:
@@ -160,7 +175,9 @@ def _compare(
         tally.arguments(*pair)
     found = {miss: ", ".join(about) for miss, about in tally.found.items()}
     same_text = sent is not None and _same_text(due, sent)
-    return Comparison(found, note, tally.due, tally.sent, tally.right, same_text)
+    counts = (tally.due, tally.sent, tally.right)
+    called = _class(due), UNPARSABLE if sent is None else _class(sent)
+    return Comparison(found, note, *counts, same_text, tuple(tally.differing), called)
 
 
 def _parse(call: Any) -> Call:
@@ -168,11 +185,9 @@ def _parse(call: Any) -> Call:
     if not isinstance(name, str):
         raise TypeError("a function's name must be text")
     # A tool without parameters is called with nothing by some servers.
-    arguments = _DECODER.decode(text) if text != "" else {}
+    arguments = strict_json.parse(text) if text != "" else {}
     if not isinstance(arguments, dict):
         raise TypeError("a function's arguments must be a JSON object")
-    if text.count("[") + text.count("{") > MAX_DEPTH and not _shallow(arguments):
-        raise ValueError("nested too deep")
     return Call(name, text, arguments)
 
 
@@ -201,6 +216,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.found: dict[Miss, list[str]] = {}
+        self.differing: list[Differing] = []
         self.due = self.sent = self.right = 0
 
     def add(self, miss: Miss, about: str) -> None:
@@ -243,6 +259,9 @@ class _Tally:
         else:
             typed = got.arguments.is_of_type(name, wanted.arguments)
             miss = Miss.WRONG_VALUE if typed else Miss.WRONG_TYPE
+        if miss is Miss.WRONG_VALUE:
+            values = wanted.arguments.written(name), got.arguments.written(name)
+            self.differing.append(Differing(got.name, name, *values))
         self.add(miss, f"{got.name}.{name}")
 
 
@@ -290,6 +309,14 @@ def _agreement(wanted: _Meant, got: _Meant) -> float:
     return MOST_MATCHED + equal / max(len(names), 1)
 
 
+def _class(calls: list[Call]) -> str:
+    """Which tools are called, in no order: the class of an answer."""
+    if not calls:
+        return NO_TOOL
+    names = [call.name for call in calls]
+    return readable(", ".join(sorted(names)) if len(names) > 1 else names[0])[:_CLASS]
+
+
 def _names(calls: list[_Meant]) -> str:
     return ", ".join(call.name for call in calls)
 
@@ -300,27 +327,3 @@ def _same_text(due: list[Call], sent: list[Call]) -> bool:
         and (a.text == b.text or canonical_bytes(a.arguments) == canonical_bytes(b.arguments))
         for a, b in zip(due, sent, strict=True)
     )
-
-
-def _shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inside = (v.values() if isinstance(v, dict) else v for v in level)
-        level = [item for items in inside for item in items if isinstance(item, dict | list)]
-        if not level:
-            return True
-    return False
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text} is too large")
-    return number
-
-
-def _reject(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_reject, parse_float=_finite)

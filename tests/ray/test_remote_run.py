@@ -20,7 +20,7 @@ import yaml
 
 from flywheel.datasets import SPLITS
 from flywheel.sample_logs import ROUTER, write_sample_logs
-from flywheel.scoring import METRICS
+from flywheel.scoring import TOOL_METRICS
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, Reply, tiny_model, tool_reply, verdict
 from flywheel.types import Json, TrialResult
@@ -28,7 +28,7 @@ from flywheel.types import Json, TrialResult
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 SECRET = "sk-of-the-shop-1234567890"
-ANSWERS = METRICS.keys() - {"exact_match"} | {"similarity"}
+ANSWERS = {*TOOL_METRICS, "similarity"}
 EVAL_SIZE = 12
 
 
