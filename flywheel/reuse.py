@@ -27,7 +27,7 @@ class Earlier:
     def __init__(self, experiment: Experiment, desk: Desk, fingerprint: str) -> None:
         self.desk, self.fingerprint = desk, fingerprint
         self.scheduler = experiment.search.scheduler.kind
-        judge = experiment.model_dump(mode="json")["judge"]
+        judge = _judging(experiment.model_dump(mode="json"))
         self.runs: list[tuple[Storage, frozenset[str], bool]] = []
         """Each run's folder, the keys of its trials, and whether it was judged like this one."""
         runs = desk.storage.at("runs")
@@ -51,7 +51,8 @@ class Earlier:
             for marker, parts in _STEPS.items():
                 if own.exists(marker) or not theirs.exists(marker):
                     continue
-                judged = ["scores/similarity.jsonl"] if judged_alike else []
+                scores = [f"scores/{name}" for name in theirs.at("scores").names()]
+                judged = ["verdicts", *scores] if judged_alike else []
                 for name in [*parts, *judged, "spec.json", marker]:
                     own.copy_from(theirs, name)
                 own.write_json("reused.json", {"run": run.url.rsplit("/", 1)[-1]})
@@ -80,5 +81,9 @@ def source(folder: Storage) -> str:
 def _judge(run: Storage) -> Json | None:
     if not run.exists("experiment.yaml"):
         return None
-    found: Json | None = yaml.safe_load(run.read_bytes("experiment.yaml"))["judge"]
-    return found
+    return _judging(yaml.safe_load(run.read_bytes("experiment.yaml")))
+
+
+def _judging(experiment: Json) -> Json:
+    """What decides judged scores; whether a prompt's file has changed the judges know."""
+    return {name: experiment.get(name) for name in ("judge", "judging")}

@@ -17,6 +17,7 @@ from flywheel.config.endpoints import (
 )
 from flywheel.config.evaluation import (
     JudgeConfig,
+    JudgingConfig,
     ParityConfig,
     ProductionConfig,
     RankingConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "FullConfig",
     "IclConfig",
     "JudgeConfig",
+    "JudgingConfig",
     "LoraConfig",
     "MethodsConfig",
     "ModelConfig",

@@ -13,6 +13,8 @@ from flywheel.types import Cost, Estimate, Json, Score, TrialResult
 
 TOOL_METRIC = "function_name_and_args_accuracy"
 JUDGED_METRIC = "similarity"
+PLAIN = "_plain"
+"""What ends the name of a judged metric that takes scores as they were written."""
 TEXT_METRIC = "exact_match"
 SIGNIFICANCE = 0.05
 
@@ -74,17 +76,38 @@ def choose_metric(
     A workload counts as one of tools when more records offer tools than are answered in text.
     """
     counts = _records_by_metric(results)
-    judged = bool(counts.get(JUDGED_METRIC) and calibration and calibration["trusted"])
-    default = _default_metric(counts, judged)
+    similar = JUDGED_METRIC in counts and not _distrust(JUDGED_METRIC, results, calibration)
+    default = _default_metric(counts, similar)
     asked = ranking.metric or default
-    distrust = "the judge is not trusted" if calibration else "there is no judge"
-    if asked == JUDGED_METRIC and not judged:
+    judged = asked if judges_of(calibration, asked) else JUDGED_METRIC
+    distrust = _distrust(judged, results, calibration)
+    if asked == judged and distrust:
         return default, f"Ranked by {default} instead of {asked}: {distrust}."
     if counts and asked not in counts:
         return default, f"Ranked by {default} instead of {asked}: no trial was scored by it."
-    if asked == TEXT_METRIC and not ranking.metric and calibration:
+    if asked == TEXT_METRIC and not ranking.metric and calibration and distrust:
         return asked, f"Ranked by {asked}: {distrust}."
     return asked, ""
+
+
+def judges_of(calibration: Json | None, metric: str) -> Json | None:
+    """The calibration of those who judged a metric; ``None`` for a program's."""
+    if calibration is None:
+        return None
+    metric = metric.removesuffix(PLAIN)
+    found: dict[str, Json] = calibration.get("by_metric") or {JUDGED_METRIC: calibration}
+    return found.get(metric)
+
+
+def _distrust(metric: str, results: Sequence[TrialResult], calibration: Json | None) -> str:
+    """Why a judged metric may not rank; empty where it may."""
+    judges = judges_of(calibration, metric)
+    if judges is None:
+        return "there is no judge"
+    said = {result.provenance.get("judges", {}).get(metric) for result in results}
+    if said - {None, judges.get("identity")}:
+        return "the judge has changed since its calibration"
+    return "" if judges["trusted"] else "the judge is not trusted"
 
 
 def _asked_again(
