@@ -123,6 +123,44 @@ def results(
     printing.board(folder, as_json=as_json)
 
 
+@app.command("label")
+def label_command(
+    run_id: Annotated[str | None, typer.Argument(help="Run; default: the latest.")] = None,
+    storage: StorageOption = "flywheel-data",
+    terminal: Annotated[bool, typer.Option("--terminal", help="Ask here, not on a page.")] = False,
+    write_csv: Annotated[
+        Path | None, typer.Option("--write-csv", help="Write the pairs to label, and stop.")
+    ] = None,
+    read_csv: Annotated[
+        Path | None, typer.Option("--read-csv", help="Take labels from such a file.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Label answers that a judge has rated; show how far judge and people agree."""
+    from flywheel import labelling
+
+    if write_csv and read_csv:
+        raise RequestError("--write-csv and --read-csv: one at a time")
+    pool = labelling.Pool(Storage(storage), _run_folder(storage, run_id))
+    if write_csv:
+        count = labelling.sheet.write(pool, write_csv)
+        printing.err.print(f"{count} pairs in {printing.escape(str(write_csv))}", highlight=False)
+        return
+    try:
+        if read_csv:
+            labelling.sheet.read(pool, read_csv)
+        elif terminal:
+            labelling.terminal.ask(pool, printing.err)
+        else:
+            server = labelling.page.LabelServer(pool, port)
+            printing.err.print(f"label on {server.url}", highlight=False, soft_wrap=True)
+            server.serve()
+    except KeyboardInterrupt:
+        pass  # what was said is kept
+    printing.labels(pool.close(), as_json=as_json)
+
+
 @app.command("parity")
 def parity_command(
     what: Annotated[str, typer.Argument(metavar="EXPERIMENT|RUN", help="A file, or a run's id.")],

@@ -49,13 +49,13 @@ def _explain(problem: Any, parts: Sequence[Any], schema: Json) -> tuple[str, str
 
 def _fields_at(path: Sequence[Any], schema: Json) -> list[str]:
     place: Json = schema
-    for part in path:
+    for part, after in zip(path, [*path[1:], ""], strict=False):
         options = [place] if isinstance(part, int) else [place.get("properties", {}).get(part, {})]
         if isinstance(part, int):
             options = [place.get("items", {})]
         option = options[0]
         for choice in option.get("anyOf", option.get("oneOf", [option])):
-            if "$ref" in choice or "items" in choice:
+            if ("items" if isinstance(after, int) else "$ref") in choice:
                 option = choice
         if "$ref" in option:
             option = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]

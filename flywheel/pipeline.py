@@ -14,8 +14,8 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -29,6 +29,7 @@ from flywheel import (
     curation,
     fanout,
     forecast,
+    judging,
     leaderboard,
     models,
     planning,
@@ -50,8 +51,6 @@ from flywheel.config import (
 from flywheel.datasets import Manifest
 from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError
 from flywheel.inference import read as read_completions
-from flywheel.judging import METRIC as SIMILARITY
-from flywheel.judging import Judge
 from flywheel.leaderboard import Leaderboard
 from flywheel.methods import full
 from flywheel.progress import Display, Silent
@@ -64,7 +63,7 @@ from flywheel.statistics import Groups, Power, conversations, estimate, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
-from flywheel.types import Completion, Json, Record, Score, ScoreStatus, Trial, TrialResult
+from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult
 
 _PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
 
@@ -207,7 +206,7 @@ class _Run:
 
         self.groups = conversations(self._records(manifest), experiment.dataset.group_by)
         begun = [trial for trial in planned if desk.folder(trial).exists("spec.json")]
-        results = [self._result(trial, calibration) for trial in begun]
+        results = [self._result(trial) for trial in begun]
         if not results:
             raise FlywheelError("; ".join(self.budget.sentences()))
         board = self._rank(results, manifest, calibration)
@@ -233,11 +232,11 @@ class _Run:
         self.show("checking the request", 0, 0)
         experiment = self.experiment
         self._power(experiment.dataset.eval_size)
-        judge = experiment.judge
-        for model in [*experiment.candidates, *([judge] if judge else [])]:
+        judging.check_prompts([judge.prompt for judge in experiment.judges])
+        for model in [*experiment.candidates, *experiment.judges]:
             if model.remote:
                 config.secret(model.api_key_env)
-                if model is not judge:  # the pipeline asks the judge, workers ask candidates
+                if isinstance(model, CandidateConfig):  # workers ask them, the pipeline asks judges
                     self.cluster.require_key(model.api_key_env)
                 continue
             models.available(model.model)
@@ -489,51 +488,42 @@ class _Run:
     # -- judging -----------------------------------------------------------------------------
 
     def _judge(self, planned: Sequence[Trial], manifest: Manifest) -> Json | None:
-        """Calibrate the judge and let it score every trial that has answers."""
-        judge_config = self.experiment.judge
-        if judge_config is None:
-            return None
+        """Calibrate the judges and let them score every trial that has answers."""
         answered = [t for t in planned if self.desk.folder(t).exists("answers.json")]
-        if not answered:
+        if not answered or not self.experiment.judges:
             return None
-        waiting = self._without(answered, f"scores/{SIMILARITY}.jsonl")
-        if waiting or not self.desk.run.exists("calibration.json"):
-            with ExitStack() as held:
-                self._judge_all(judge_config, waiting, manifest, held)
-        calibration: Json = self.desk.run.read_json("calibration.json")
-        return calibration
-
-    def _judge_all(
-        self,
-        judge_config: JudgeConfig,
-        waiting: Sequence[Trial],
-        manifest: Manifest,
-        held: ExitStack,
-    ) -> None:
-        if judge_config.remote:
-            endpoint = remote(judge_config)
-        else:
-            endpoint = held.enter_context(self.pool.lease(self._spec(judge_config))).endpoint()
+        labels = judging.Labels(self.desk.storage, manifest.fingerprint)
         kept = self.desk.storage.at("responses")
-        judge = Judge(judge_config, endpoint, self.desk.run.at("judge"), kept)
         records = self._expected(manifest)
-        calibration = judge.calibrate(records, partial(self.show, "calibrating the judge"))
-        self.desk.run.write_json("calibration.json", calibration.to_json())
-        by_id = {record.id: record for record in records}
-        for trial in waiting:
-            folder = self.desk.folder(trial)
-            show = partial(self.show, f"judging {trial.label}")
-            answers = read_completions(folder.at("completions"))
-            scores = judge.score(by_id, [c for c in answers if c.record_id in by_id], show)
-            lost = [c.record_id for c in answers if c.record_id not in by_id]
-            unscored = ScoreStatus.UNSCORED, references.MISSING
-            scores += [Score(name, SIMILARITY, None, *unscored) for name in lost]
-            rows = [asdict(score) for score in scores]
-            folder.at("scores").write_lines(f"{SIMILARITY}.jsonl", rows)
+        session = judging.Session(self.experiment, self.desk.run, records, labels, kept)
+        folders = {trial.key: self.desk.folder(trial) for trial in answered}
+        waiting = [trial for trial in answered if not session.judged(folders[trial.key])]
+        if waiting or not session.calibrated:
+            for judge in session.judges:
+                if not judge.config.remote:  # one engine for all prompts of a model
+                    self.pool.expect(self._spec(judge.config))
+            for judge in session.judges:
+                with self._judges_endpoint(judge.config) as endpoint:
+                    if not session.calibrated:
+                        session.ask_probes(judge, endpoint, self.show)
+                    for trial in waiting:
+                        show = partial(self.show, f"judging {trial.label}")
+                        session.ask(judge, endpoint, folders[trial.key], show)
+            for trial in waiting:
+                session.write(folders[trial.key])
+        return session.close(folders)
+
+    @contextmanager
+    def _judges_endpoint(self, judge: JudgeConfig) -> Iterator[Endpoint]:
+        if judge.remote:
+            yield remote(judge)
+        else:
+            with self.pool.lease(self._spec(judge)) as served:
+                yield served.endpoint()
 
     # -- results -----------------------------------------------------------------------------
 
-    def _result(self, trial: Trial, calibration: Json | None) -> TrialResult:
+    def _result(self, trial: Trial) -> TrialResult:
         folder = self.desk.folder(trial)
         error = trials.failure(folder)
         stop = trials.stopped(folder)
@@ -545,20 +535,20 @@ class _Run:
                 trial, "failed", error, parity=_parity(folder), provenance=self._provenance()
             )
         else:
-            result = self._succeeded(trial, folder, calibration)
+            result = self._succeeded(trial, folder)
         folder.write_json("result.json", result.to_json())
         return result
 
-    def _succeeded(self, trial: Trial, folder: Storage, calibration: Json | None) -> TrialResult:
+    def _succeeded(self, trial: Trial, folder: Storage) -> TrialResult:
         candidate = self._candidate(trial)
         completions = read_completions(folder.at("completions"))
         latency, wall_s = trials.read_latency(folder)
-        judge = {"judge": calibration["identity"]} if calibration else {}
         reused = {"reused_from": reuse.source(folder)} if reuse.source(folder) else {}
         stop = trials.read_stop(folder)
         stopped = {"stopped": stop} if stop else {}
         trained = folder.exists("training.json")
         scores = trials.read_scores(folder)
+        judges = {score.metric: score.judge for score in scores if score.judge}
         return TrialResult(
             trial,
             "succeeded",
@@ -567,7 +557,7 @@ class _Run:
             cost=costs.cost_of(candidate, completions, wall_s),
             training=folder.read_json("training.json") if trained else {},
             parity=_parity(folder),
-            provenance={**self._provenance(), **judge, **reused, **stopped},
+            provenance={**self._provenance(), "judges": judges, **reused, **stopped},
             misses=misses_by_kind(scores),
             classes=classes.tables(scores, self.groups),
         )

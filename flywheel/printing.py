@@ -136,6 +136,19 @@ def parity(found: dict[str, Parity], *, as_json: bool) -> None:
     out.print(table)
 
 
+def labels(found: dict[str, Any], *, as_json: bool) -> None:
+    """How far judges and people agree, metric by metric."""
+    if as_json:
+        dump(found)
+        return
+    table = Table("metric", "labels", "at random", "kappa", "true positives", "false positives")
+    for metric, human in found.items():
+        names = ("kappa", "true_positive_rate", "false_positive_rate")
+        figures = [leaderboard.decimal(human.get(name)) for name in names]
+        table.add_row(metric, str(human.get("labels", 0)), str(human.get("drawn", 0)), *figures)
+    out.print(table)
+
+
 def _judge_sentence(calibration: dict[str, Any] | None) -> str:
     if calibration is None:
         return ""

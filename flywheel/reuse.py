@@ -54,7 +54,8 @@ class Earlier:
             for marker, parts in _STEPS.items():
                 if own.exists(marker) or not theirs.exists(marker):
                     continue
-                judged = ["scores/similarity.jsonl"] if judged_alike else []
+                scores = [f"scores/{name}" for name in theirs.at("scores").names()]
+                judged = ["verdicts", *scores] if judged_alike else []
                 for name in [*parts, *judged, "spec.json", marker]:
                     own.copy_from(theirs, name)
                 own.write_json("reused.json", {"run": run.url.rsplit("/", 1)[-1]})
@@ -88,8 +89,8 @@ def _judged(run: Storage) -> Json | None:
     return _judging(experiment, run.read_json("run.json").get("references", ""))
 
 
-def _judging(experiment: Json, references: str) -> Json | None:
-    if experiment["judge"] is None:
-        return None
+def _judging(experiment: Json, references: str) -> Json:
+    """What decides judged scores; whether a prompt's file has changed the judges know."""
     free_text = experiment.get("scoring", {}).get("free_text")
-    return {"judge": experiment["judge"], "free_text": free_text, "references": references}
+    asked = {name: experiment.get(name) for name in ("judge", "judging")}
+    return {**asked, "free_text": free_text, "references": references}

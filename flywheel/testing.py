@@ -12,6 +12,7 @@ folder with random weights that transformers and vLLM load offline. `sample_reco
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,9 @@ class Request:
 
 
 Answer = Callable[[Json], Json | Reply]
-"""Takes a request's body; gives an assistant message, or a `Reply`. Called in many threads."""
+"""Takes a request's body; gives an assistant message, or a `Reply`. Called in many threads.
+
+A message may have ``logprobs`` as a choice has them; they are sent to who asks for them."""
 
 
 def text_reply(text: str) -> Json:
@@ -93,6 +96,27 @@ def tool_reply(name: str, arguments: Json) -> Json:
 def verdict(score: int) -> Json:
     """What a judge answers: a score of 1 to 10."""
     return text_reply(json.dumps({"score": score}))
+
+
+def likely_verdict(chances: Mapping[int, float]) -> Json:
+    """A judge's answer with log-probabilities: its score is the likeliest of these.
+
+    Args:
+        chances: How likely each score is; 10 is one token, as in most tokenizers.
+    """
+    score = max(chances, key=lambda s: chances[s])
+    top = [{"token": str(s), "logprob": math.log(p)} for s, p in chances.items() if p]
+    tokens = [
+        {"token": '{"score": ', "logprob": 0.0, "top_logprobs": []},
+        {"token": str(score), "logprob": math.log(chances[score]), "top_logprobs": top},
+        {"token": "}", "logprob": 0.0, "top_logprobs": []},
+    ]
+    return {**verdict(score), "logprobs": {"content": tokens}}
+
+
+def preferred(better: str) -> Json:
+    """What a judge answers who compares two answers: ``A``, ``B`` or ``tie``."""
+    return text_reply(json.dumps({"better": better}))
 
 
 class FakeEndpoint:
@@ -214,12 +238,14 @@ def _completion(body: Json, message: Json) -> Json:
     prompt, answer = (len(json.dumps(part)) // 4 + 1 for part in (body["messages"], message))
     usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
     finish = "tool_calls" if message.get("tool_calls") else "stop"
+    said = {name: value for name, value in message.items() if name != "logprobs"}
+    logprobs = message.get("logprobs") if body.get("logprobs") else None
     return {
         "id": "chatcmpl-fake",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": body.get("model", ""),
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "choices": [{"index": 0, "message": said, "finish_reason": finish, "logprobs": logprobs}],
         "usage": usage,
     }
 
@@ -229,7 +255,11 @@ def _streamed(whole: Json) -> Reply:
     (choice,) = whole["choices"]
     delta = choice["message"]
     calls = [{"index": i, **call} for i, call in enumerate(delta.get("tool_calls") or [])]
-    first = {"index": 0, "delta": {**delta, **({"tool_calls": calls} if calls else {})}}
+    first = {
+        "index": 0,
+        "delta": {**delta, **({"tool_calls": calls} if calls else {})},
+        "logprobs": choice["logprobs"],
+    }
     last = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}
     head = {**whole, "object": "chat.completion.chunk", "usage": None}
     chunks = [{**head, "choices": [piece]} for piece in (first, last)]

@@ -241,6 +241,9 @@ class Completion:
     """Seconds from sending the request to its last byte, retries included: what a caller waits."""
     error: str = ""
     """Why there is no answer, in one sentence."""
+    logprobs: list[Json] = field(default_factory=list)
+    """The answer's tokens where the request asked for log-probabilities and got them: ``token``,
+    ``logprob``, and ``top``, the likeliest tokens at that place with theirs."""
 
 
 class ScoreStatus(StrEnum):
@@ -282,6 +285,8 @@ class Score:
     """What keeps the value from being 1, where it counts tool calls; each kind at most once."""
     classes: tuple[str, str] | None = None
     """The class that was expected and the one that was answered, where a metric is about them."""
+    judge: str = ""
+    """Identity of the judge, or the judges, whose verdict it is; empty for a program's."""
 
     @classmethod
     def from_row(cls, row: Json) -> Score:

@@ -221,6 +221,16 @@ def test_results_of_the_latest_run_that_has_none_yet(flywheel: Flywheel, storage
     assert "run t-2 has no leaderboard yet; it is running" in said
 
 
+def test_a_run_without_a_judge_has_nothing_to_label(flywheel: Flywheel, storage: Storage) -> None:
+    said = one_sentence(flywheel("label", "t-1", "--storage", storage.url))
+    assert "no judge has rated anything" in said
+
+
+def test_labels_are_read_or_written_not_both(flywheel: Flywheel, storage: Storage) -> None:
+    both = ("--write-csv", "a.csv", "--read-csv", "b.csv")
+    assert "one at a time" in one_sentence(flywheel("label", "--storage", storage.url, *both))
+
+
 def test_results_of_an_unknown_run_name_those_there_are(
     flywheel: Flywheel, storage: Storage
 ) -> None:

@@ -109,6 +109,13 @@ MISTAKES: list[tuple[Json, list[str]]] = [
         ["judge.model", "'big'", "candidate"],
     ),
     ({"judge": {"floor": 2}}, ["judge.floor", "1", "2"]),
+    ({"judge": [{"model": "j"}, {"floor": 2}]}, ["judge.1.floor", "1", "2"]),
+    ({"judge": [{"model": "j"}, {"model": "org/m"}]}, ["judge.model", "'org/m'", "candidate"]),
+    ({"judge": {"flor": 1}}, ["judge.flor: unknown field; allowed: ", "floor, "]),
+    ({"judge": [{"flor": 1}]}, ["judge.0.flor: unknown field; allowed: ", "floor, "]),
+    ({"judge": 3}, ["judge: Input should be a valid dictionary"]),
+    ({"judge": [{"model": "j"}, {"model": "j", "floor": 0.9}]}, ["two judges are the same"]),
+    ({"judging": {"combine": "median"}}, ["judging.combine", "mean", "majority"]),
     ({"production": {"price": {"input": 1}}}, ["production.price.input", "input_per_million"]),
 ]
 

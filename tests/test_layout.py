@@ -29,7 +29,7 @@ LAYERS = {
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
     "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout"},
-    "runs": {"pipeline", "paritycheck", "chosen", "service", "doctor"},
+    "runs": {"labelling", "pipeline", "paritycheck", "chosen", "service", "doctor"},
     "front": {"printing", "cli"},
 }  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}

@@ -263,6 +263,29 @@ def test_the_ranking_metric_fits_the_workload_and_the_judge(counts, asked, judge
     assert bool(note) == bool(noted)
 
 
+def judged_by(identity):
+    result = result_with(**TEXT)
+    return replace(result, provenance={"judges": {"similarity": identity}})
+
+
+def test_a_judge_that_changed_since_its_calibration_ranks_nothing():
+    calibration = {**TRUSTED, "identity": "new"}
+    for found in (calibration, {"by_metric": {"similarity": calibration}}):
+        assert choose_metric([judged_by("new")], RankingConfig(), found)[0] == "similarity"
+        metric, note = choose_metric([judged_by("old")], RankingConfig(), found)
+        assert (metric, "changed since its calibration" in note) == ("exact_match", True)
+
+
+@pytest.mark.parametrize("metric", ["helpfulness", "helpfulness_plain"])
+def test_a_judged_metric_of_ones_own_ranks_if_its_judge_is_trusted(metric):
+    results = [result_with(exact_match=10, helpfulness=10, helpfulness_plain=10)]
+    for judge in (TRUSTED, DOUBTED):
+        calibration = {"by_metric": {"similarity": TRUSTED, "helpfulness": judge}}
+        got, note = choose_metric(results, RankingConfig(metric=metric), calibration)
+        assert (got == metric) is judge["trusted"]
+        assert ("not trusted" in note) is not judge["trusted"]
+
+
 def test_json_round_trip():
     board = a_sample_run().board
     assert Leaderboard.from_json(json.loads(json.dumps(board.to_json()))) == board

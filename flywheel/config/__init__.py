@@ -18,6 +18,7 @@ from flywheel.config.endpoints import (
 from flywheel.config.evaluation import (
     FreeTextConfig,
     JudgeConfig,
+    JudgingConfig,
     MetricConfig,
     ParityConfig,
     ProductionConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "FullConfig",
     "IclConfig",
     "JudgeConfig",
+    "JudgingConfig",
     "LoraConfig",
     "MethodsConfig",
     "MetricConfig",

@@ -22,7 +22,24 @@ class JudgeConfig(ModelConfig):
     """Show the judge the user's question beside the two answers. Large judges use it; small ones
     let it distract them, as their calibration shows."""
     calibration_pairs: Annotated[int, Field(ge=5)] = 40
-    """Reference answers judged against themselves, and as many against shuffled ones."""
+    """Reference answers judged against themselves, and as many against paraphrases where they are
+    at hand, against other records' answers, and against themselves corrupted."""
+    prompt: str = "similarity"
+    """``similarity`` (1 to 10), ``tool_calls`` (are the calls correct, 1 to 10), ``preference``
+    (which of the two is better, asked in both orders), or a YAML file of your own."""
+    injection_suite: bool = True
+    """Measure with the calibration how often attacks in an answer move the verdict: some 50
+    verdicts more."""
+
+
+class JudgingConfig(Section):
+    """What judges of one metric come to together, and what counts as good."""
+
+    combine: Literal["mean", "majority"] = "mean"
+    """``majority``: 1 where more than half of the judges are at or above ``threshold``."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Value (0 to 1; score 1 is 0, score 10 is 1) from which a judge calls an answer as good as
+    production's; people's labels are compared with that."""
 
 
 class SamplingConfig(Section):

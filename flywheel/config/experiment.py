@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from flywheel.config.data import DatasetConfig
 from flywheel.config.endpoints import LEARNING, CandidateConfig, ModelConfig
 from flywheel.config.evaluation import (
     JudgeConfig,
+    JudgingConfig,
     ParityConfig,
     ProductionConfig,
     RankingConfig,
@@ -28,6 +29,11 @@ class TrackingConfig(Section):
     uri: str | None = None
     """Default: an SQLite file ``mlflow.db`` in the storage folder."""
     experiment: str = "flywheel"
+
+
+def _how_many(judge: object) -> str:
+    """Which form ``judge`` has, so that a mistake is told of that form alone."""
+    return "[none]" if judge is None else "[several]" if isinstance(judge, list) else "[one]"
 
 
 class Experiment(Section):
@@ -50,14 +56,28 @@ class Experiment(Section):
     search: SearchConfig = SearchConfig()
     budget: BudgetConfig = BudgetConfig()
     sampling: SamplingConfig = SamplingConfig()
-    judge: JudgeConfig | None = JudgeConfig()
-    """``null`` for none."""
+    judge: Annotated[
+        Annotated[None, Tag("[none]")]
+        | Annotated[list[JudgeConfig], Tag("[several]")]
+        | Annotated[JudgeConfig, Tag("[one]")],
+        Discriminator(_how_many),
+    ] = JudgeConfig()
+    """A list for several: those whose prompts have the same metric sit together. ``null`` for
+    none."""
+    judging: JudgingConfig = JudgingConfig()
     scoring: ScoringConfig = ScoringConfig()
     parity: ParityConfig = ParityConfig()
     """Trials beyond these limits fail: they would answer differently in production."""
     ranking: RankingConfig = RankingConfig()
     production: ProductionConfig = ProductionConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def judges(self) -> list[JudgeConfig]:
+        """The judges, none, one or several."""
+        if isinstance(self.judge, list):
+            return self.judge
+        return [self.judge] if self.judge else []
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -69,8 +89,11 @@ class Experiment(Section):
             if not any(map(candidate.can_try, self.methods.chosen)):
                 chosen = ", ".join(self.methods.chosen)
                 raise ValueError(f"candidate {candidate.title!r} can do no method of: {chosen}")
-            if self.judge is not None and _place(candidate) == _place(self.judge):
+            if _place(candidate) in map(_place, self.judges):
                 raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
+        asked = [(*_place(judge), judge.prompt, judge.show_question) for judge in self.judges]
+        if len(set(asked)) < len(asked):
+            raise ValueError("two judges are the same model under the same prompt; leave one out")
         self._check_baseline()
         return self
 
@@ -115,4 +138,6 @@ def _place(model: ModelConfig) -> tuple[str, str]:
 def engines(experiment: Experiment) -> dict[str, Json]:
     """The engine arguments in an experiment, by the field that holds them."""
     found = {f"candidates.{i}.engine": c.engine for i, c in enumerate(experiment.candidates)}
+    if isinstance(experiment.judge, list):
+        return found | {f"judge.{i}.engine": j.engine for i, j in enumerate(experiment.judge)}
     return {**found, **({"judge.engine": experiment.judge.engine} if experiment.judge else {})}

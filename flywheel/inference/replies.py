@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from math import isfinite
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from flywheel.normalising import ShapeError, assembled
 from flywheel.types import Completion, Json
@@ -66,7 +66,20 @@ def answer_in(content: bytes, *, streamed: bool) -> Completion:
         finish_reason=choice.finish_reason or "",
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        logprobs=_tokens(choice.logprobs),
     )
+
+
+def _tokens(sent: object) -> list[Json]:
+    """Tokens with their log-probabilities; none where any part is not in OpenAI's shape."""
+    try:
+        tokens = _Logprobs.model_validate(sent).content
+    except ValidationError:  # older servers have another shape, most send nothing
+        return []
+    return [
+        {"token": t.token, "logprob": t.logprob, "top": {o.token: o.logprob for o in t.top}}
+        for t in tokens
+    ]
 
 
 def failure_in(status: int, headers: Mapping[str, str], content: bytes) -> Failure:
@@ -99,7 +112,16 @@ def _put_together(content: bytes) -> Json:
         raise _misshapen(f"the stream held {content[:100]!r}")
     if not any(choice["finish_reason"] for choice in whole["choices"]):
         raise _misshapen("the stream broke off")
+    whole["choices"][0]["logprobs"] = {"content": [t for c in chunks for t in _streamed_tokens(c)]}
     return whole
+
+
+def _streamed_tokens(chunk: Json) -> list[object]:
+    """What a chunk says of the tokens of the first choice."""
+    first = [piece for piece in chunk.get("choices") or [] if not piece.get("index")]
+    said = [piece.get("logprobs") for piece in first]
+    sent = [part.get("content") for part in said if isinstance(part, dict)]
+    return [token for tokens in sent if isinstance(tokens, list) for token in tokens]
 
 
 def _said(headers: Mapping[str, str], content: bytes) -> str:
@@ -166,6 +188,20 @@ class _Message(BaseModel):
 class _Choice(BaseModel):
     message: _Message
     finish_reason: str | None = None
+    logprobs: object = None
+
+
+class _Likely(BaseModel):
+    token: str
+    logprob: FiniteFloat
+
+
+class _Token(_Likely):
+    top: list[_Likely] = Field(default=[], alias="top_logprobs")
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token]
 
 
 class _Usage(BaseModel):

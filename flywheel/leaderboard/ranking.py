@@ -21,6 +21,8 @@ from flywheel.types import Cost, Json, Score, TrialResult
 TOOL_METRIC = "function_name_and_args_accuracy"
 JUDGED_METRIC = "similarity"
 LABEL_METRIC = "label_accuracy"
+PLAIN = "_plain"
+"""What ends the name of a judged metric that takes scores as they were written."""
 TEXT_METRIC = "exact_match"
 SIGNIFICANCE = 0.05
 
@@ -93,20 +95,42 @@ def choose_metric(
     ``logged``, production's own answers are scored, which no judge has done.
     """
     counts = _records_by_metric(results)
-    trusted = bool(counts.get(JUDGED_METRIC) and calibration and calibration["trusted"])
-    judged = trusted and not logged
-    default = _default_metric(counts, judged)
+    similar = JUDGED_METRIC in counts and not _distrust(JUDGED_METRIC, results, calibration, logged)
+    default = _default_metric(counts, similar)
     asked = ranking.metric or default
-    distrust = "the judge is not trusted" if calibration else "there is no judge"
-    if trusted and logged:
-        distrust = "production's answers are not judged by the ground-truth file"
-    if asked == JUDGED_METRIC and not judged:
+    judged = asked if judges_of(calibration, asked) else JUDGED_METRIC
+    distrust = _distrust(judged, results, calibration, logged)
+    if asked == judged and distrust:
         return default, f"Ranked by {default} instead of {asked}: {distrust}."
     if counts and asked not in counts:
         return default, f"Ranked by {default} instead of {asked}: no trial was scored by it."
-    if asked == TEXT_METRIC and not ranking.metric and calibration:
+    if asked == TEXT_METRIC and not ranking.metric and calibration and distrust:
         return asked, f"Ranked by {asked}: {distrust}."
     return asked, ""
+
+
+def judges_of(calibration: Json | None, metric: str) -> Json | None:
+    """The calibration of those who judged a metric; ``None`` for a program's."""
+    if calibration is None:
+        return None
+    metric = metric.removesuffix(PLAIN)
+    found: dict[str, Json] = calibration.get("by_metric") or {JUDGED_METRIC: calibration}
+    return found.get(metric)
+
+
+def _distrust(
+    metric: str, results: Sequence[TrialResult], calibration: Json | None, logged: bool
+) -> str:
+    """Why a judged metric may not rank; empty where it may."""
+    judges = judges_of(calibration, metric)
+    if judges is None:
+        return "there is no judge"
+    said = {result.provenance.get("judges", {}).get(metric) for result in results}
+    if said - {None, judges.get("identity")}:
+        return "the judge has changed since its calibration"
+    if not judges["trusted"]:
+        return "the judge is not trusted"
+    return "production's answers are not judged by the ground-truth file" if logged else ""
 
 
 def _asked_again(

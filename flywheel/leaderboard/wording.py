@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from flywheel.leaderboard.board import Leaderboard, Row, Verdict
-from flywheel.leaderboard.ranking import JUDGED_METRIC
+from flywheel.leaderboard.ranking import PLAIN, judges_of
 from flywheel.statistics import Difference, plan
 from flywheel.types import Cost, Estimate
 
@@ -129,20 +129,25 @@ _DETAILS = (
 
 def _metrics(board: Leaderboard) -> list[str]:
     names = dict.fromkeys(name for row in board.rows for name in row.result.metrics)
-    return [board.metric, *(n for n in names if n != board.metric and n not in _DETAILS)]
+    shown = (name for name in names if name not in _DETAILS and not name.endswith(PLAIN))
+    return [board.metric, *(name for name in shown if name != board.metric)]
 
 
 def _title(board: Leaderboard, metric: str) -> str:
-    if metric != JUDGED_METRIC or board.calibration is None:
+    judges = judges_of(board.calibration, metric)
+    if judges is None:
         return metric
-    trust = "" if board.calibration["trusted"] else ", not trusted"
-    return f"{metric} (judge AUC {decimal(board.calibration['auc'])}{trust})"
+    trust = "" if judges["trusted"] else ", not trusted"
+    return f"{metric} (judge AUC {decimal(judges['auc'])}{trust})"
 
 
 def _cells(board: Leaderboard, row: Row, metrics: Sequence[str]) -> list[str]:
     result = row.result
     main = result.metrics.get(board.metric)
-    figure, *others = [_figure(result.metrics.get(name), main) for name in metrics]
+    figure, *others = [
+        _figure(result.metrics.get(name), main) + _corrected(board, result.key, name)
+        for name in metrics
+    ]
     latency = result.latency
     return [
         str(row.rank or NONE),
@@ -164,6 +169,13 @@ def _figure(figure: Estimate | None, main: Estimate | None) -> str:
         return NONE
     own = main is None or figure.scored != main.scored
     return interval(figure) + (f" (n {_count(figure)})" if own else "")
+
+
+def _corrected(board: Leaderboard, trial: str, metric: str) -> str:
+    """What people's labels make of a judged figure, where there are enough of them."""
+    human = (judges_of(board.calibration, metric) or {}).get("human") or {}
+    found = human.get("corrected", {}).get(trial)
+    return f", by people {interval(Estimate(**found))}" if found else ""
 
 
 def _count(figure: Estimate | None) -> str:

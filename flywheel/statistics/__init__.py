@@ -1,12 +1,15 @@
 """What a set of scores can be trusted to say.
 
 `means` puts an interval on a mean, `pairs` compares trials on the records both scored, `power` says
-before a run what its records can show, `stopping` says during one when a trial is surely worse.
+before a run what its records can show, `stopping` says during one when a trial is surely worse,
+`agreement` how far judges agree, `corrected` what a judge's mean is worth once people have looked.
 Records of one conversation tend to be right or wrong together; `groups` says which they are, and
 everything here then counts conversations, not records. All intervals cover 95 %. What is resampled
 has a fixed seed: the same scores always give the same figures, in whatever order they come.
 """
 
+from flywheel.statistics.agreement import krippendorff_alpha
+from flywheel.statistics.corrected import corrected_mean
 from flywheel.statistics.groups import Groups, conversations
 from flywheel.statistics.means import estimate, percentile, roc_auc, wilson
 from flywheel.statistics.pairs import Comparison, Difference, compare_all, holm, paired_difference
@@ -20,8 +23,10 @@ __all__ = [
     "Power",
     "compare_all",
     "conversations",
+    "corrected_mean",
     "estimate",
     "holm",
+    "krippendorff_alpha",
     "paired_difference",
     "percentile",
     "plan",

@@ -274,6 +274,8 @@ def test_engine_arguments_are_looked_at_where_engines_start(ray_session: None) -
 def test_a_judges_verdicts_all_parse_even_from_a_model_that_knows_nothing(
     served: EngineSpec, tmp_path: Path
 ) -> None:
-    judge = Judge(JudgeConfig(model="tiny"), served.endpoint(), Storage(str(tmp_path)))
-    rated = judge.rate([Pair("q", f"answer {i}", f"other {i * i}") for i in range(12)])
-    assert [reason for _, reason in rated] == [""] * 12
+    judge = Judge(JudgeConfig(model="tiny"), Storage(str(tmp_path)))
+    pairs = [Pair("q", f"answer {i}", f"other {i * i}") for i in range(12)]
+    rated = judge.rate(served.endpoint(), pairs)
+    assert [verdict.reason for verdict in rated] == [""] * 12
+    assert all(verdict.plain is not None for verdict in rated)

@@ -61,6 +61,7 @@ def test_every_verdict_of_the_judge_parses(run_folder: Path, metrics: dict[str, 
     calibration = json.loads((run_folder / "calibration.json").read_text())
     assert (calibration["n"], calibration["unscored"]) == (30, 0)
     assert calibration["auc"] > 0.6
+    assert calibration["injection"]["asked"] >= 40
 
 
 def test_the_report_tells_the_judges_standing(run_folder: Path) -> None:

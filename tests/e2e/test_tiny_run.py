@@ -106,7 +106,12 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
             },
         },
         "sampling": {"max_tokens": 32},
-        "judge": {"model": str(judge), "engine": engine, "calibration_pairs": 8},
+        "judge": {
+            "model": str(judge),
+            "engine": engine,
+            "calibration_pairs": 8,
+            "injection_suite": False,
+        },
     }
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(experiment))

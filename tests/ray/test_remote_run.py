@@ -168,6 +168,7 @@ def test_a_run_leaves_what_the_design_says(finished: Finished) -> None:
             "result.json",
             "scores",
             "spec.json",
+            "verdicts",
         ]
     assert not list(Path(storage.url).rglob("*.pkl"))
 
@@ -211,7 +212,7 @@ def test_a_result_says_how_it_came_about(finished: Finished) -> None:
         assert result.cost is not None
         assert result.cost.basis == "tokens"
         assert result.cost.per_1k_requests
-        assert {"date", "commit", "machine", "versions", "judge"} <= result.provenance.keys()
+        assert {"date", "commit", "machine", "versions", "judges"} <= result.provenance.keys()
 
 
 def test_a_spec_alone_names_the_trial(finished: Finished) -> None:
@@ -420,7 +421,9 @@ def test_a_run_stopped_twice_goes_on_and_asks_nothing_twice(tmp_path: Path, logs
         FakeEndpoint(slowly(judge)) as rater,
     ):
         both = [candidate(quick, name="quick"), candidate(slow, name="slow", concurrency=1)]
-        mine = bench(tmp_path, logs, both, judge=judged_by(rater, concurrency=1))
+        mine = bench(
+            tmp_path, logs, both, judge=judged_by(rater, concurrency=1, injection_suite=False)
+        )
 
         process = mine.start()
         wait_for(lambda: len(slow.requests) >= 3)
