@@ -166,4 +166,6 @@ def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
     kept = {"endpoint", "engine", "tool_parser", "concurrency", "timeout_s"}
     stopping = adaptive.rule(experiment)  # nothing where it is off: keys stay what they were
     whole = experiment.model_dump(include={"sampling", "scoring"})
-    return {**candidate.model_dump(include=kept), **whole, **stopping}
+    sure = experiment.cascades is not None and experiment.cascades.logprobs
+    extra: Json = {"logprobs": {"logprobs": True}} if sure else {}
+    return {**candidate.model_dump(include=kept), **whole, **stopping, **extra}

@@ -25,6 +25,7 @@ from flywheel.config.evaluation import (
 )
 from flywheel.config.experiment import Experiment, TrackingConfig, engines
 from flywheel.config.files import dump, load, schema, secret, validate
+from flywheel.config.measuring import CascadeConfig, LatencyConfig, SloConfig
 from flywheel.config.methods import (
     SERVABLE_RANKS,
     BaseConfig,
@@ -42,12 +43,14 @@ __all__ = [
     "BaseConfig",
     "BudgetConfig",
     "CandidateConfig",
+    "CascadeConfig",
     "ClientConfig",
     "DatasetConfig",
     "Experiment",
     "FullConfig",
     "IclConfig",
     "JudgeConfig",
+    "LatencyConfig",
     "LoraConfig",
     "MethodsConfig",
     "ModelConfig",
@@ -58,6 +61,7 @@ __all__ = [
     "SchedulerConfig",
     "ScoringConfig",
     "SearchConfig",
+    "SloConfig",
     "TokenPrice",
     "TrackingConfig",
     "TrainerConfig",

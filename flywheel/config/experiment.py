@@ -16,6 +16,7 @@ from flywheel.config.evaluation import (
     SamplingConfig,
     ScoringConfig,
 )
+from flywheel.config.measuring import CascadeConfig, LatencyConfig
 from flywheel.config.methods import MethodsConfig
 from flywheel.config.search import BudgetConfig, SearchConfig
 from flywheel.config.section import Section
@@ -55,6 +56,10 @@ class Experiment(Section):
     scoring: ScoringConfig = ScoringConfig()
     parity: ParityConfig = ParityConfig()
     """Trials beyond these limits fail: they would answer differently in production."""
+    latency: LatencyConfig | None = None
+    """Measures latency and throughput under load; default: only what the answers took."""
+    cascades: CascadeConfig | None = None
+    """Ranks, beside the trials, each as the first step of a cascade; default: none."""
     ranking: RankingConfig = RankingConfig()
     production: ProductionConfig = ProductionConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -72,6 +77,8 @@ class Experiment(Section):
             if self.judge is not None and _place(candidate) == _place(self.judge):
                 raise ValueError(f"judge.model {candidate.model!r} is a candidate itself")
         self._check_baseline()
+        if self.cascades and self.dataset.val_ratio == 0:
+            raise ValueError("cascades choose their thresholds on val; raise dataset.val_ratio")
         return self
 
     def _check_baseline(self) -> None:

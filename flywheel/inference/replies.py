@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
+from statistics import fmean
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -66,6 +68,8 @@ def answer_in(content: bytes, *, streamed: bool) -> Completion:
         finish_reason=choice.finish_reason or "",
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        mean_logprob=choice.mean_logprob,
     )
 
 
@@ -99,7 +103,17 @@ def _put_together(content: bytes) -> Json:
         raise _misshapen(f"the stream held {content[:100]!r}")
     if not any(choice["finish_reason"] for choice in whole["choices"]):
         raise _misshapen("the stream broke off")
+    for choice in whole["choices"]:
+        choice["logprobs"] = {"content": _logprobs(chunks, choice["index"])}
     return whole
+
+
+def _logprobs(chunks: list[Json], index: int) -> list[Json]:
+    """The log-probabilities of one choice, which `assembled` has no use for."""
+    pieces = (piece for chunk in chunks for piece in chunk.get("choices") or [])
+    told = [piece.get("logprobs") for piece in pieces if piece.get("index", 0) == index]
+    places = [one.get("content") for one in told if isinstance(one, dict)]
+    return [place for several in places if isinstance(several, list) for place in several]
 
 
 def _said(headers: Mapping[str, str], content: bytes) -> str:
@@ -166,11 +180,30 @@ class _Message(BaseModel):
 class _Choice(BaseModel):
     message: _Message
     finish_reason: str | None = None
+    logprobs: Any = None
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Over the answer's tokens; ``None`` where not all of them have one."""
+        places = self.logprobs.get("content") if isinstance(self.logprobs, dict) else None
+        try:
+            mean = fmean(place["logprob"] for place in places or ())
+        except (TypeError, KeyError, ValueError, OverflowError):  # none there, or not as it should
+            return None
+        return mean if isfinite(mean) else None
 
 
 class _Usage(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: Any = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Never more than the prompt has."""
+        details = self.prompt_tokens_details
+        told = details.get("cached_tokens") if isinstance(details, dict) else None
+        return min(max(0, told), self.prompt_tokens) if isinstance(told, int) else 0
 
 
 class _Reply(BaseModel):

@@ -8,7 +8,7 @@ has a fixed seed: the same scores always give the same figures, in whatever orde
 """
 
 from flywheel.statistics.groups import Groups, conversations
-from flywheel.statistics.means import estimate, percentile, roc_auc, wilson
+from flywheel.statistics.means import estimate, estimates, percentile, roc_auc, wilson
 from flywheel.statistics.pairs import Comparison, Difference, compare_all, holm, paired_difference
 from flywheel.statistics.power import Power, plan
 from flywheel.statistics.stopping import surely_below
@@ -21,6 +21,7 @@ __all__ = [
     "compare_all",
     "conversations",
     "estimate",
+    "estimates",
     "holm",
     "paired_difference",
     "percentile",
