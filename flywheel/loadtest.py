@@ -51,7 +51,7 @@ def measure(
 
 def rule(config: LatencyConfig) -> Json:
     """What of the section decides what is sent; the SLO may change without measuring anew."""
-    return config.model_dump(exclude={"slo"})
+    return config.model_dump(mode="json", exclude={"slo"})
 
 
 def timings(folder: Storage) -> dict[str, list[Timing]]:
