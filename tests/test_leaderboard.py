@@ -119,6 +119,13 @@ def test_the_verdict_says_what_is_saved_and_when_the_training_is_repaid():
     assert "(50 % more)" in said
 
 
+def test_the_table_says_what_each_trial_saves():
+    result, scores = trial_with("a", [1] * 100)
+    paid = compared(Cost(0.026, "machine"), Cost(0.38, "tokens"))
+    columns, (row,) = table(board_of((replace(result, cost=paid), scores)))
+    assert row[columns.index("$ per 1k")] == "0.026 (93 % saved)"
+
+
 def test_a_small_difference_is_a_tie_and_a_large_one_is_not():
     board = board_of(
         trial_with("best", [1] * 90 + [0] * 10),

@@ -103,15 +103,15 @@ def _put_together(content: bytes) -> Json:
         raise _misshapen(f"the stream held {content[:100]!r}")
     if not any(choice["finish_reason"] for choice in whole["choices"]):
         raise _misshapen("the stream broke off")
-    for choice in whole["choices"]:
-        choice["logprobs"] = {"content": _logprobs(chunks, choice["index"])}
+    first = whole["choices"][0]
+    first["logprobs"] = {"content": _logprobs(chunks, first["index"])}
     return whole
 
 
-def _logprobs(chunks: list[Json], index: int) -> list[Json]:
+def _logprobs(chunks: list[Json], index: int) -> list[Any]:
     """The log-probabilities of one choice, which `assembled` has no use for."""
     pieces = (piece for chunk in chunks for piece in chunk.get("choices") or [])
-    told = [piece.get("logprobs") for piece in pieces if piece.get("index", 0) == index]
+    told = [piece.get("logprobs") for piece in pieces if piece.get("index", index) == index]
     places = [one.get("content") for one in told if isinstance(one, dict)]
     return [place for several in places if isinstance(several, list) for place in several]
 

@@ -191,7 +191,11 @@ def _p(value: float) -> str:
 
 
 def _dollars(cost: Cost | None) -> str:
-    return NONE if cost is None or cost.per_1k_requests is None else money(cost.per_1k_requests)
+    """``0.026 (93 % saved)``."""
+    if cost is None or cost.per_1k_requests is None:
+        return NONE
+    saved = "" if cost.saved_percent is None else f" ({_saved(cost.saved_percent)})"
+    return money(cost.per_1k_requests) + saved
 
 
 def _place(board: Leaderboard, row: Row) -> str:
