@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel import cascades, costs, inference, planning, trials
+from flywheel import cascades, costs, inference, planning, scoring, trials
 from flywheel.cascades import NO_ANSWER, UNPARSABLE, UNSURE, VIOLATION, Answered, choose, reason
 from flywheel.cascading import Cascade, Cascades
 from flywheel.config import Experiment, validate
@@ -145,7 +145,7 @@ EVAL, VAL = 100, 60
 
 
 def an_experiment(**changes: object) -> Experiment:
-    data = {
+    data: Json = {
         "name": "t",
         "logs": "l",
         "workload": "w",
@@ -183,7 +183,7 @@ def a_run(tmp_path: Path, experiment: Experiment, wrong_every: int) -> tuple[Des
         folder.at(name).write_lines("0.jsonl", map(asdict, completions))
         if split == "eval":
             pairs = zip(records, completions, strict=True)
-            scores = [s for r, c in pairs for s in trials.scoring.score(r, c)]
+            scores = [s for r, c in pairs for s in scoring.score(r, c)]
     folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, scores))
     folder.write_json("answers.json", {"wall_s": 1.0, "latency": None})
     folder.write_json("val.json", {"most": VAL, "wall_s": 1.0})
@@ -261,7 +261,7 @@ def test_production_asked_again_stands_for_what_is_handed_over(tmp_path: Path) -
     records, folder = [record(i) for i in range(EVAL)], desk.folder(again)
     answers = [Completion(r.id, WRONG if i == 0 else RIGHT, latency_s=3.0)
                for i, r in enumerate(records)]  # fmt: skip
-    scores = [s for r, c in zip(records, answers, strict=True) for s in trials.scoring.score(r, c)]
+    scores = [s for r, c in zip(records, answers, strict=True) for s in scoring.score(r, c)]
     folder.at("completions").write_lines("0.jsonl", map(asdict, answers))
     folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, scores))
     folder.write_json("answers.json", {"wall_s": 1.0, "latency": None})
