@@ -303,6 +303,14 @@ def test_a_load_that_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert folder.at("latency").read_bytes("concurrency-1.jsonl") == before
 
 
+def test_another_slo_needs_no_other_measurement_and_other_loads_do(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_json("rule.json", loadtest.rule(CONFIG))
+    strict = CONFIG.model_copy(update={"slo": SloConfig(total_s=0.001)})
+    more = CONFIG.model_copy(update={"concurrency": (1, 8)})
+    assert loadtest.rule(strict) == storage.read_json("rule.json") != loadtest.rule(more)
+
+
 def test_an_engine_of_ours_answers_no_load_from_the_cache_of_another(tmp_path: Path) -> None:
     with FakeEndpoint(lambda body: text_reply("Yes.")) as fake:
         trial, desk = a_trial(tmp_path, None)
