@@ -107,7 +107,11 @@ class Cascades:
                 "margin that keeps some answers"
             )
             return None
-        return self._made(result, rule, self._answered(trial, "eval", "completions"), production)
+        answered = self._answered(trial, "eval", "completions")
+        if not any(map(rule.reason, answered)):
+            self.notes.append(f"no cascade of {trial.label}: it would hand over nothing")
+            return None
+        return self._made(result, rule, answered, production)
 
     def _answered(self, trial: Trial, split: str, folder: str) -> list[Answered]:
         answers = inference.read(self.desk.folder(trial).at(folder))
@@ -135,7 +139,7 @@ class Cascades:
             "of_label": result.trial.label,
             "handed_over": len(handed) / len(answered),
             "reasons": dict(sorted(Counter(filter(None, reasons)).items())),
-            "latency_known": bool(production.completions) or not handed,
+            "latency_known": bool(production.completions),
         }
         price = self.experiment.production.price
         own = result.cost or costs.NO_PRICE

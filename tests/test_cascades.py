@@ -276,6 +276,7 @@ def test_production_asked_again_stands_for_what_is_handed_over(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("metric", "wrong_every", "said"),
     [
+        (TOOL_METRIC, 1000, "it would hand over nothing"),
         ("similarity", 5, "similarity is not told by a program"),
         (TOOL_METRIC, 1, "on 60 validation records none is within the margin"),
     ],

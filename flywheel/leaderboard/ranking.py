@@ -173,8 +173,8 @@ def _blocked(result: TrialResult, metric: str, ranking: RankingConfig) -> str:
     if result.load and result.load.borne is None:
         reasons.append("the SLO bears no load that was tried")
     elif limit is not None and (p95_s is None or p95_s > limit):
-        p95 = "unknown" if p95_s is None else f"{p95_s:.2f} s"
-        reasons.append(f"p95 {p95}, over {limit:g} s")
+        told = "unknown, the limit being" if p95_s is None else f"{p95_s:.2f} s, over"
+        reasons.append(f"p95 {told} {limit:g} s")
     saved = result.cost.saved_percent if result.cost else None
     if result.cascade and saved is not None and saved <= 0:
         reasons.append("saves nothing")
