@@ -54,7 +54,8 @@ REJECTIONS = pa.schema(
         ("detail", pa.string()),
     ]
 )
-USAGE = ("prompt_tokens", "completion_tokens")
+USAGE = ("prompt_tokens", "completion_tokens", "cached_tokens")
+"""The last where the server tells how many of the first its cache held."""
 
 
 class _Row(NamedTuple):
@@ -275,7 +276,9 @@ def _record_row(record: Record, tools: Tools, linked: bytes) -> _Row:
 
 def _usage(response: Json) -> tuple[int | None, ...]:
     usage = response.get("usage") or {}
-    return tuple(_tokens(usage.get(name)) for name in USAGE)
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return (*(_tokens(usage.get(name)) for name in USAGE[:2]), _tokens(cached))
 
 
 def _tokens(value: Any) -> int | None:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from flywheel import (
     forecast,
     judging,
     leaderboard,
+    loadtest,
     models,
     planning,
     report,
@@ -39,14 +40,17 @@ from flywheel import (
     trials,
 )
 from flywheel.budget import Budget
+from flywheel.cascading import Cascade, Cascades
 from flywheel.cluster import connect
 from flywheel.config import (
     LEARNING,
     CandidateConfig,
     Experiment,
     JudgeConfig,
+    LatencyConfig,
     LoraConfig,
     ModelConfig,
+    SloConfig,
 )
 from flywheel.datasets import Manifest
 from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError
@@ -59,7 +63,7 @@ from flywheel.serving import Endpoint, engine, options, remote
 from flywheel.serving.engine import EngineSpec
 from flywheel.serving.pool import Pool
 from flywheel.spaces import extremes
-from flywheel.statistics import Groups, Power, conversations, estimate, plan
+from flywheel.statistics import Groups, Power, conversations, estimates, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
@@ -155,6 +159,8 @@ class _Run:
         self.groups: Groups = {}
         """Eval records of one conversation."""
         self.power: Power | None = None
+        self.production = costs.NO_PRICE
+        """What production costs today."""
         self.pool = Pool(self._start_engine, self._fit)
         self.starts = _engine_starts(self.desk.run)
         """How often earlier sessions of the run started engines, by model."""
@@ -182,6 +188,8 @@ class _Run:
     def _turn(self) -> Outcome:
         experiment, desk = self.experiment, self.desk
         manifest = curation.curate(experiment, desk.storage, self.show)
+        price = experiment.production.price
+        self.production = costs.production_cost(manifest.production, price)
         self.power = self._power(manifest.splits["eval"])
         if manifest.splits["eval"] < experiment.dataset.eval_size:
             self.warnings += power_warning(experiment, self.power)
@@ -209,8 +217,9 @@ class _Run:
         results = [self._result(trial) for trial in begun]
         if not results:
             raise FlywheelError("; ".join(self.budget.sentences()))
-        board = self._rank(results, manifest, calibration)
-        page = self._report(board, manifest, results)
+        cascades = self._cascades(results, calibration)
+        board = self._rank(results, cascades, manifest, calibration)
+        page = self._report(board, manifest, results, cascades)
         self._track(board, page, results)
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
@@ -328,7 +337,8 @@ class _Run:
         for folder in map(self.desk.trials.at, self.desk.trials.names()):  # of earlier sessions
             if folder.exists("spec.json") and not reuse.source(folder):
                 self._trained(trials.read(folder))
-                self._answered(trials.read(folder))
+                for asking in self._askings():
+                    asking.ended(trials.read(folder))
         for trial in planned:
             earlier.adopt(trial)
         earlier.calibration()
@@ -395,7 +405,9 @@ class _Run:
 
     def _answer(self, planned: Sequence[Trial]) -> None:
         """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
-        waiting = [t for t in self._without(planned, "answers.json") if not self._failed(t)]
+        askings = list(self._askings())
+        ready = [trial for trial in planned if not self._failed(trial)]
+        waiting = [t for t in ready if any(self._due(t, asking.marker) for asking in askings)]
         work = [
             (candidate, mine, None if candidate.remote else self._spec(candidate, waiting))
             for candidate, mine in self._by_weights(waiting)
@@ -411,11 +423,33 @@ class _Run:
                 else:
                     served = held.enter_context(self.pool.lease(spec))
                     endpoints = {t.key: served.endpoint(_adapter(t)) for t in mine}
-                step = partial(_answer_step, desk=self.desk, endpoints=endpoints)
-                show = partial(self.show, f"answering with {candidate.title}")
-                show(0, 0)
-                feed = sweep.Listed(mine, self.desk, self.budget, self._answered)
-                fanout.map_over(step, feed, self.desk, 1, show)
+                for asking in askings:
+                    due = [trial for trial in mine if self._due(trial, asking.marker)]
+                    step = partial(_ask_step, ask=asking.ask, desk=self.desk, endpoints=endpoints)
+                    show = partial(self.show, f"{asking.doing} {candidate.title}")
+                    feed = sweep.Listed(due, self.desk, self.budget, asking.ended)
+                    if due:
+                        show(0, 0)
+                        fanout.map_over(step, feed, self.desk, 1, show)
+
+    def _askings(self) -> Iterator[_Asking]:
+        """What is done while a trial's engine is held, in this order."""
+        latency, cascades = self.experiment.latency, self.experiment.cascades
+        yield _Asking("answers.json", trials.answer, "answering with", self._answered)
+        if cascades:
+            ask = partial(_ask_val, most=cascades.val_records)
+            yield _Asking("val.json", ask, "answering validation records with", self._answered_val)
+        if latency:
+            ask = partial(_ask_under_load, config=latency)
+            yield _Asking(loadtest.MARKER, ask, "load-testing", self._load_tested)
+
+    def _due(self, trial: Trial, marker: str) -> bool:
+        """Whether a trial waits for this step; one without all its answers waits for no other."""
+        folder = self.desk.folder(trial)
+        if folder.exists(marker):
+            return False
+        first = marker == "answers.json"
+        return first or (folder.exists("answers.json") and not trials.read_stop(folder))
 
     def _by_weights(
         self, planned: Sequence[Trial]
@@ -472,11 +506,24 @@ class _Run:
 
     def _answered(self, trial: Trial) -> None:
         """Tell the budget what the answers took."""
-        folder, candidate = self.desk.folder(trial), self._candidate(trial)
-        if not folder.exists("answers.json"):
-            return
-        completions = read_completions(folder.at("completions"))
-        _, wall_s = trials.read_latency(folder)
+        folder = self.desk.folder(trial)
+        if folder.exists("answers.json"):
+            _, wall_s = trials.read_latency(folder)
+            self._spend(trial, read_completions(folder.at("completions")), wall_s)
+
+    def _answered_val(self, trial: Trial) -> None:
+        folder = self.desk.folder(trial)
+        if folder.exists("val.json"):
+            wall_s = folder.read_json("val.json")["wall_s"]
+            self._spend(trial, read_completions(folder.at("val")), wall_s)
+
+    def _load_tested(self, trial: Trial) -> None:
+        for timings in loadtest.timings(self.desk.folder(trial)).values():
+            wall_s = max(timing.sent_s + timing.total_s for timing in timings)
+            self._spend(trial, [timing.completion for timing in timings], wall_s)
+
+    def _spend(self, trial: Trial, completions: Sequence[Completion], wall_s: float) -> None:
+        candidate = self._candidate(trial)
         gpus = 0 if candidate.remote else self.cluster.engine_needs(candidate).gpus
         answered = sum(not completion.error for completion in completions)
         per_1k = costs.cost_of(candidate, completions, wall_s).per_1k_requests or 0.0
@@ -547,47 +594,79 @@ class _Run:
         stop = trials.read_stop(folder)
         stopped = {"stopped": stop} if stop else {}
         trained = folder.exists("training.json")
+        training = folder.read_json("training.json") if trained else {}
         scores = trials.read_scores(folder)
         judges = {score.metric: score.judge for score in scores if score.judge}
+        wanted = self.experiment.latency
+        load = loadtest.read(folder, wanted, self._slo(wanted)) if wanted else None
+        if error := trials.failure(folder):  # its answers stand, what came after them failed
+            self.warnings.append(f"{trial.label} was not measured in full: {error}")
+        cost = costs.cost_of(candidate, completions, wall_s, load)
+        dollars = costs.training_dollars(candidate, training)
         return TrialResult(
             trial,
             "succeeded",
-            metrics=_metrics(scores, self.groups),
+            metrics=estimates(scores, self.groups),
             latency=latency,
-            cost=costs.cost_of(candidate, completions, wall_s),
-            training=folder.read_json("training.json") if trained else {},
+            cost=costs.compared(cost, self.production, dollars),
+            training=training,
             parity=_parity(folder),
             provenance={**self._provenance(), "judges": judges, **reused, **stopped},
             misses=misses_by_kind(scores),
             classes=classes.tables(scores, self.groups),
+            load=load,
         )
 
+    def _slo(self, latency: LatencyConfig) -> SloConfig:
+        """A limit on the 95th percentile is one on 95 % of the answers."""
+        slo, limit = latency.slo, self.experiment.ranking.max_p95_s
+        return slo if slo.total_s else slo.model_copy(update={"total_s": limit})
+
+    def _cascades(self, results: Sequence[TrialResult], calibration: Json | None) -> list[Cascade]:
+        experiment = self.experiment
+        if experiment.cascades is None:
+            return []
+        metric, _ = leaderboard.choose_metric(results, experiment.ranking, calibration)
+        maker = Cascades(experiment, self.desk, metric, self.groups, self.production)
+        made = maker.of(results)
+        self.warnings += maker.notes
+        return made
+
     def _rank(
-        self, results: Sequence[TrialResult], manifest: Manifest, calibration: Json | None
+        self,
+        results: Sequence[TrialResult],
+        cascades: Sequence[Cascade],
+        manifest: Manifest,
+        calibration: Json | None,
     ) -> Leaderboard:
         board = leaderboard.rank(
-            results,
-            self._scores(results),
+            [*results, *(cascade.result for cascade in cascades)],
+            self._scores(results, cascades),
             self.experiment.ranking,
             groups=self.groups,
             power=self.power.to_json() if self.power else None,
             logged=self._logged(results),
             calibration=calibration,
-            production=costs.production_cost(manifest.production, self.experiment.production.price),
+            production=self.production,
             provenance={"run": self.run_id, "dataset": manifest.fingerprint, **self._provenance()},
         )
         self.desk.run.write_json("leaderboard.json", board.to_json())
         return board
 
     def _report(
-        self, board: Leaderboard, manifest: Manifest, results: Sequence[TrialResult]
+        self,
+        board: Leaderboard,
+        manifest: Manifest,
+        results: Sequence[TrialResult],
+        cascades: Sequence[Cascade],
     ) -> str:
+        composed = {cascade.result.key: cascade.completions for cascade in cascades}
         page = report.render(
             board,
             manifest.to_json(),
             self.experiment,
-            completions={r.key: self._completions(r.trial) for r in results},
-            scores=self._scores(results),
+            completions={**composed, **{r.key: self._completions(r.trial) for r in results}},
+            scores=self._scores(results, cascades),
             records=self._records(manifest),
         )
         self.desk.run.write_bytes("report.html", page.encode("utf-8", "replace"))
@@ -627,8 +706,11 @@ class _Run:
     def _completions(self, trial: Trial) -> list[Completion]:
         return read_completions(self.desk.folder(trial).at("completions"))
 
-    def _scores(self, results: Sequence[TrialResult]) -> dict[str, list[Score]]:
-        return {r.key: trials.read_scores(self.desk.folder(r.trial)) for r in results}
+    def _scores(
+        self, results: Sequence[TrialResult], cascades: Sequence[Cascade]
+    ) -> dict[str, list[Score]]:
+        own = {r.key: trials.read_scores(self.desk.folder(r.trial)) for r in results}
+        return own | {cascade.result.key: cascade.scores for cascade in cascades}
 
     # -- bookkeeping -------------------------------------------------------------------------
 
@@ -679,10 +761,35 @@ def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> N
     trials.train(trial, desk, threads, progress)
 
 
-def _answer_step(
-    trial: Trial, progress: Progress, desk: Desk, endpoints: dict[str, Endpoint]
+Ask = Callable[[Trial, Desk, Endpoint, Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """One of the steps that ask a trial's endpoint."""
+
+    marker: str
+    """What it writes last."""
+    ask: Ask
+    doing: str
+    ended: Callable[[Trial], None]
+    """Tells the budget what it took."""
+
+
+def _ask_step(
+    trial: Trial, progress: Progress, ask: Ask, desk: Desk, endpoints: dict[str, Endpoint]
 ) -> None:
-    trials.answer(trial, desk, endpoints[trial.key], progress)
+    ask(trial, desk, endpoints[trial.key], progress)
+
+
+def _ask_val(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress, most: int) -> None:
+    trials.answer_val(trial, desk, endpoint, most, progress)
+
+
+def _ask_under_load(
+    trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress, config: LatencyConfig
+) -> None:
+    loadtest.measure(trial, desk, endpoint, config, progress)
 
 
 def _adapter(trial: Trial) -> str:
@@ -698,11 +805,6 @@ def _parity(folder: Storage) -> Json:
 def _engine_starts(folder: Storage) -> Counter[str]:
     note = folder.read_json("run.json") if folder.exists("run.json") else {}
     return Counter(note.get("engine_starts", {}))
-
-
-def _metrics(scores: Sequence[Score], groups: Groups) -> dict[str, Any]:
-    names = dict.fromkeys(score.metric for score in scores)
-    return {name: estimate([s for s in scores if s.metric == name], groups) for name in names}
 
 
 def _told(stop: Json) -> str:

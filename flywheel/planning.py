@@ -168,7 +168,9 @@ def _serving(experiment: Experiment, candidate: CandidateConfig) -> Json:
     stopping = adaptive.rule(experiment)  # nothing where it is off: keys stay what they were
     sampling = experiment.model_dump(include={"sampling"})
     scored = {"scoring": _scoring(experiment)}
-    return {**candidate.model_dump(include=kept), **sampling, **scored, **stopping}
+    sure = experiment.cascades is not None and experiment.cascades.logprobs
+    extra: Json = {"logprobs": {"logprobs": True}} if sure else {}
+    return {**candidate.model_dump(include=kept), **sampling, **scored, **stopping, **extra}
 
 
 def _scoring(experiment: Experiment) -> Json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import yaml
 
+from flywheel import loadtest
 from flywheel.config import Experiment
 from flywheel.storage import Storage
 from flywheel.trials import PROGRAMMATIC, Desk, stopped
@@ -17,6 +18,8 @@ from flywheel.types import Json, Trial
 _STEPS = {
     "training.json": ["adapter", "model", "reference.json"],
     "answers.json": ["parity.json", "completions", f"scores/{PROGRAMMATIC}"],
+    "val.json": ["val"],
+    loadtest.MARKER: ["latency"],
 }
 """What a step leaves besides the marker that it writes last."""
 
@@ -29,6 +32,7 @@ class Earlier:
     ) -> None:
         """Look for runs of a dataset; ``references`` is the identity of the ground-truth file."""
         self.desk, self.fingerprint = desk, fingerprint
+        self.latency, self.cascades = experiment.latency, experiment.cascades
         self.scheduler = experiment.search.scheduler.kind
         judged = _judging(experiment.model_dump(mode="json"), references)
         self.runs: list[tuple[Storage, frozenset[str], bool]] = []
@@ -54,11 +58,23 @@ class Earlier:
             for marker, parts in _STEPS.items():
                 if own.exists(marker) or not theirs.exists(marker):
                     continue
+                if not self._asked_alike(marker, theirs):
+                    continue
                 scores = [f"scores/{name}" for name in theirs.at("scores").names()]
                 judged = ["verdicts", *scores] if judged_alike else []
                 for name in [*parts, *judged, "spec.json", marker]:
                     own.copy_from(theirs, name)
                 own.write_json("reused.json", {"run": run.url.rsplit("/", 1)[-1]})
+
+    def _asked_alike(self, marker: str, theirs: Storage) -> bool:
+        """Whether what a trial's key does not decide was asked as this run would ask it."""
+        if marker == "val.json":
+            wanted = self.cascades
+            return wanted is not None and theirs.read_json(marker)["most"] == wanted.val_records
+        if marker == loadtest.MARKER:
+            rule = loadtest.rule(self.latency) if self.latency else None
+            return bool(theirs.read_json(marker) == rule)
+        return True
 
     def _adopt_stop(self, own: Storage, theirs: Storage) -> bool:
         """What a scheduler has stopped would be stopped again, as long as there is the same one."""

@@ -61,6 +61,8 @@ class Reply:
     """Close the connection after so many bytes of the body."""
     first_byte_after_s: float = 0.0
     """Seconds between the headers and the body."""
+    more: Sequence[tuple[float, bytes]] = ()
+    """Further parts of the body, and the seconds that pass before each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,29 @@ def tool_reply(name: str, arguments: Json) -> Json:
     function = {"name": name, "arguments": json.dumps(arguments)}
     calls = [{"id": "call_0", "type": "function", "function": function}]
     return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def paced_reply(
+    tokens: Sequence[str], first_token_s: float = 0.0, between_tokens_s: float = 0.0
+) -> Reply:
+    """A streamed answer whose times are known: its role at once, then token by token.
+
+    Args:
+        tokens: What it says; its usage counts them, and 100 tokens of prompt.
+        first_token_s: Seconds from the request to the first.
+        between_tokens_s: Seconds between one and the next.
+    """
+    pieces = [{"index": 0, "delta": {"content": token}} for token in tokens]
+    parts = [_event([piece]) for piece in pieces]
+    usage = {"prompt_tokens": 100, "completion_tokens": len(tokens)}
+    end = _event([{"index": 0, "delta": {}, "finish_reason": "stop"}]) + _event([], usage=usage)
+    parts[-1] += end + b"data: [DONE]\n\n"
+    waits = [first_token_s, *[between_tokens_s] * (len(parts) - 1)]
+    return Reply(
+        _event([{"index": 0, "delta": {"role": "assistant", "content": ""}}]),
+        headers={"Content-Type": "text/event-stream"},
+        more=list(zip(waits, parts, strict=True)),
+    )
 
 
 def verdict(score: int) -> Json:
@@ -217,12 +242,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         self.send_response(reply.status)
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        length = len(body) + sum(len(part) for _, part in reply.more)
+        headers = {"Content-Type": "application/json", "Content-Length": str(length)}
         for name, value in {**headers, **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         time.sleep(reply.first_byte_after_s)
         self.wfile.write(body[: reply.cut_after])
+        for seconds, part in reply.more:
+            time.sleep(seconds)
+            self.wfile.write(part)
         if reply.cut_after is not None:
             self._hang_up()
 
@@ -248,6 +277,11 @@ def _completion(body: Json, message: Json) -> Json:
         "choices": [{"index": 0, "message": said, "finish_reason": finish, "logprobs": logprobs}],
         "usage": usage,
     }
+
+
+def _event(choices: Sequence[Json], **fields: Any) -> bytes:
+    chunk = {"object": "chat.completion.chunk", "choices": list(choices), **fields}
+    return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
 def _streamed(whole: Json) -> Reply:

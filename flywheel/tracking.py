@@ -275,8 +275,10 @@ def _figures(result: TrialResult) -> dict[str, float]:
         values |= _numbers(parts, f"{name}_")
     if result.latency is not None:
         values |= _numbers(asdict(result.latency), "latency_")
+    if result.load is not None and result.load.borne is not None:
+        values |= _numbers(asdict(result.load.borne), "at_slo_")
     if result.cost is not None:
-        values |= _numbers({"cost_per_1k_requests": result.cost.per_1k_requests}, "")
+        values |= _numbers(asdict(result.cost), "cost_")
     return values
 
 

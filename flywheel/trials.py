@@ -5,7 +5,8 @@ and `answer` (ask an endpoint for every eval record, score what programs can sco
 writes its marker file last and does nothing when it is there, so a run that was killed goes on.
 What lies in a trial's folder: ``spec.json``, ``adapter/`` or ``model/`` and ``training.json``
 (before that a checkpoint), ``reference.json`` and ``parity.json``, ``completions/`` and ``scores/``
-and ``answers.json``, ``failed.json`` where a step failed, ``stopped.json`` where a scheduler ended
+and ``answers.json``, where the experiment wants them ``val/`` and ``val.json``, ``latency/`` and
+``latency.json``, ``failed.json`` where a step failed, ``stopped.json`` where a scheduler ended
 a training, ``result.json`` last.
 """
 
@@ -158,6 +159,36 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
     folder.write_json("answers.json", {"wall_s": wall, "latency": measured, **told})
 
 
+def answer_val(trial: Trial, desk: Desk, endpoint: Endpoint, most: int, progress: Progress) -> None:
+    """Ask for the answers to validation records, which cascades choose their thresholds by.
+
+    Args:
+        trial: One that has answered eval.
+        desk: Where it works.
+        endpoint: Where to ask.
+        most: Records to ask for at most, the first by their ids.
+        progress: Told how many have answers.
+
+    Raises:
+        EngineError: The endpoint is down.
+    """
+    folder = desk.folder(trial)
+    if folder.exists("val.json"):
+        return
+    records = desk.records(trial, "val")[:most]
+    asks, _ = asks_of(trial, desk, records)
+    answers = inference.answer_all(
+        endpoint,
+        asks,
+        folder.at("val"),
+        trial.settings["concurrency"],
+        trial.settings["timeout_s"],
+        progress,
+        cache=desk.storage.at("responses"),
+    )
+    folder.write_json("val.json", {"most": most, "wall_s": answers.wall_s})
+
+
 def prompted(trial: Trial, records: Sequence[Record]) -> list[Record]:
     """The records with the trial's own system prompt, where it has one; ids stay."""
     text = trial.settings.get("system_prompt")
@@ -276,7 +307,7 @@ def _ask(
     if rule:
         records, rounds = adaptive.order(records, rule, settings["concurrency"])
         deciding = scorer.only(rule["metric"])
-    asks, told = _asks(trial, desk, prompted(trial, records))
+    asks, told = asks_of(trial, desk, records)
     answers = inference.Answers([], 0.0, 0)
     for upto in rounds:
         more = inference.answer_all(
@@ -298,16 +329,17 @@ def _ask(
     return records, answers, told
 
 
-def _asks(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Ask], Json]:
-    """What to ask, and what there is to tell of how it came about."""
+def asks_of(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Ask], Json]:
+    """What to ask for the answers to records, and what there is to tell of how it came about."""
     told: Json = {}
+    records = prompted(trial, records)
     if trial.method == "icl":
         bodies, told["icl"] = _few_shot(trial, desk, records)
     else:
         bodies = [base.request(record) for record in records]
-    sampling = trial.settings["sampling"]
-    asks = [Ask(r.id, _sampled(b, sampling)) for r, b in zip(records, bodies, strict=True)]
-    return asks, told
+    sampling, extra = trial.settings["sampling"], trial.settings.get("logprobs", {})
+    pairs = zip(records, bodies, strict=True)
+    return [Ask(r.id, {**_sampled(b, sampling), **extra}) for r, b in pairs], told
 
 
 def _few_shot(trial: Trial, desk: Desk, records: Sequence[Record]) -> tuple[list[Json], Json]:

@@ -244,6 +244,10 @@ class Completion:
     logprobs: list[Json] = field(default_factory=list)
     """The answer's tokens where the request asked for log-probabilities and got them: ``token``,
     ``logprob``, and ``top``, the likeliest tokens at that place with theirs."""
+    cached_tokens: int = 0
+    """How many of ``prompt_tokens`` the server found in its cache."""
+    mean_logprob: float | None = None
+    """Mean log-probability of the answer's tokens, in nats; ``None`` where it was not told."""
 
 
 class ScoreStatus(StrEnum):
@@ -316,7 +320,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How fast a trial answered, at the concurrency it was measured at."""
+    """How fast a trial answered while its quality was measured, at that concurrency."""
 
     p50_s: float
     p95_s: float
@@ -327,13 +331,83 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Of a time, in seconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadLevel:
+    """What came of sending the sample at one load. Failed requests have no times."""
+
+    load: str
+    """``concurrency-8`` or ``replay-2``."""
+    requests: int
+    """Sent, warm-up aside."""
+    failed: int
+    seconds: float
+    """From the first request to the end of the last answer."""
+    requests_per_second: float
+    """Answered."""
+    output_tokens_per_second: float
+    """Over all requests together."""
+    within_slo: float
+    """Share of the requests sent that were answered within every limit of the SLO."""
+    first_token_s: Percentiles | None
+    """From sending a request (in a replay: from when it was due) to its answer's first token."""
+    inter_token_s: Percentiles | None
+    """Between two pieces of an answer as they came, over all of them; most servers send tokens."""
+    per_output_token_s: Percentiles | None
+    """From an answer's first token to its last by its number of further tokens, over answers."""
+    total_s: Percentiles | None
+    """From sending a request (or when it was due) to the end of its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTest:
+    """How a trial's model answers under load, measured apart from its quality."""
+
+    slo: Json
+    """``first_token_s``, ``per_output_token_s``, ``total_s`` (seconds or null) and ``share``."""
+    levels: list[LoadLevel]
+    at_slo: str | None
+    """The load of the highest throughput that is borne; ``None`` where none is."""
+
+    @property
+    def borne(self) -> LoadLevel | None:
+        """The level named by ``at_slo``."""
+        return next((level for level in self.levels if level.load == self.at_slo), None)
+
+    @classmethod
+    def from_json(cls, data: Json) -> LoadTest:
+        """Inverse of `dataclasses.asdict`."""
+        return cls(data["slo"], [_level(level) for level in data["levels"]], data["at_slo"])
+
+
+def _level(data: Json) -> LoadLevel:
+    times = {n: Percentiles(**v) if v else None for n, v in data.items() if n.endswith("_s")}
+    return LoadLevel(**{**data, **times})
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
-    """Dollars per 1,000 requests, and how the figure came about."""
+    """Dollars per 1,000 requests, and how the figure came about. Formulae: ``docs/cost.md``."""
 
     per_1k_requests: float | None
-    """``None`` where the experiment file gives no price."""
+    """``None`` where something it takes is not known."""
     basis: str
-    """``tokens``, ``machine`` or ``no price``."""
+    """``tokens``, ``machine``, ``machine at SLO``, ``cascade``, or why there is no figure: ``no
+    price``, ``no usage``, ``SLO not met``."""
+    saved_percent: float | None = None
+    """Of production's cost per request; negative where production is cheaper."""
+    training_dollars: float | None = None
+    """What the fine-tuning took, not part of ``per_1k_requests``; ``None`` where nothing was
+    trained or no price is known."""
+    break_even_requests: int | None = None
+    """Requests after which the saving has paid for the training; ``None`` where it never does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +419,7 @@ class Trial:
     model: str
     """Model id: weights served here, or the name the remote endpoint knows."""
     method: str
-    """``base``, ``icl``, ``lora`` or ``full``."""
+    """``base``, ``icl``, ``lora`` or ``full``; on a board also ``cascade``, which is no trial."""
     parameters: Json
     dataset: str
     """Fingerprint of the dataset."""
@@ -386,11 +460,23 @@ class TrialResult:
     classes: Json = field(default_factory=dict)
     """By metric that is about classes: precision, recall and F1 of each, and the confusion; see
     `flywheel.scoring.classes.table`."""
+    load: LoadTest | None = None
+    """``None`` unless the experiment has a section ``latency``."""
+    cascade: Json = field(default_factory=dict)
+    """How a cascade hands over, see `flywheel.cascades.Rule`; empty for a trial."""
 
     @property
     def key(self) -> str:
         """The trial's key."""
         return self.trial.key
+
+    @property
+    def p95_s(self) -> float | None:
+        """95th percentile of the seconds an answer took, at the load that is borne if known."""
+        borne = self.load.borne if self.load else None
+        if borne and borne.total_s:
+            return borne.total_s.p95
+        return self.latency.p95_s if self.latency else None
 
     def to_json(self) -> Json:
         """The content of ``result.json``."""
@@ -411,4 +497,6 @@ class TrialResult:
             provenance=data["provenance"],
             misses=data.get("misses", {}),
             classes=data.get("classes", {}),
+            load=LoadTest.from_json(data["load"]) if data.get("load") else None,
+            cascade=data.get("cascade", {}),
         )

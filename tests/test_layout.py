@@ -20,7 +20,8 @@ LAYERS = {
     "config": {"config", "spaces"},
     "pure": {
         "records", "normalising", "schemas", "fastlane", "redaction", "importers", "datasets",
-        "scoring", "statistics", "costs", "leaderboard", "parity", "search", "budget", "sizing",
+        "scoring", "statistics", "costs", "latency", "cascades", "leaderboard", "parity", "search",
+        "budget", "sizing",
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
@@ -28,7 +29,10 @@ LAYERS = {
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
-    "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout"},
+    "trials": {
+        "planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout",
+        "loadtest", "cascading",
+    },
     "runs": {"labelling", "pipeline", "paritycheck", "chosen", "service", "doctor"},
     "front": {"printing", "cli"},
 }  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 from sample_run import a_sample_run
 
 from flywheel.config import RankingConfig
+from flywheel.costs import compared
 from flywheel.leaderboard import (
     Leaderboard,
     choose_metric,
@@ -16,7 +17,18 @@ from flywheel.leaderboard import (
     verdict,
 )
 from flywheel.statistics import estimate
-from flywheel.types import Cost, Estimate, Latency, Score, ScoreStatus, Trial, TrialResult
+from flywheel.types import (
+    Cost,
+    Estimate,
+    Latency,
+    LoadLevel,
+    LoadTest,
+    Percentiles,
+    Score,
+    ScoreStatus,
+    Trial,
+    TrialResult,
+)
 
 ACCURACY = "function_name_and_args_accuracy"
 
@@ -62,6 +74,56 @@ def test_quality_decides_then_cost_then_label():
     )
     assert names(board) == ["good", "a cheap", "b cheap", "dear", "unpriced"]
     assert [row.rank for row in board.rows] == [1, 2, 3, 4, 5]
+
+
+def under_load(p95, within_slo=1.0):
+    """A load test of one level."""
+    total = Percentiles(p95 / 2, p95, p95)
+    level = LoadLevel("concurrency-8", 64, 0, 1.0, 8.0, 80.0, within_slo, None, None, None, total)
+    return LoadTest({}, [level], "concurrency-8" if within_slo >= 0.95 else None)
+
+
+def test_the_limit_holds_under_the_load_that_is_borne_where_that_was_measured():
+    result, scores = trial_with("a", [1] * 100, p95=30.0)  # while it was kept busy
+    ranking = {"max_p95_s": 2.0}
+    assert not board_of((result, scores), ranking=ranking).rows[0].eligible
+    fine = replace(result, load=under_load(1.5))
+    assert board_of((fine, scores), ranking=ranking).rows[0].eligible
+    slow = replace(result, load=under_load(2.5))
+    assert board_of((slow, scores), ranking=ranking).rows[0].blocked == "p95 2.50 s, over 2 s"
+
+
+def test_a_trial_whose_slo_bears_no_load_is_not_recommended():
+    result, scores = trial_with("a", [1] * 100)
+    board = board_of((replace(result, load=under_load(1.0, within_slo=0.5)), scores))
+    assert board.rows[0].blocked == "the SLO bears no load that was tried"
+    assert not board.rows[0].eligible
+
+
+def test_the_table_shows_the_times_under_load():
+    result, scores = trial_with("a", [1] * 100, p95=30.0)
+    columns, (row,) = table(board_of((replace(result, load=under_load(1.5)), scores)))
+    assert row[columns.index("p50 / p95 s")] == "0.75 / 1.50"
+    assert row[columns.index("tokens/s")] == "80"
+
+
+def test_the_verdict_says_what_is_saved_and_when_the_training_is_repaid():
+    result, scores = trial_with("a", [1] * 100)
+    production = Cost(2.0, "tokens")
+    paid = compared(Cost(0.5, "machine at SLO"), production, training=3.0)
+    said = verdict(board_of((replace(result, cost=paid), scores), production=production))
+    assert "at $0.50 per 1,000 requests against production's $2.00 (75 % saved)" in said
+    assert "; 2,000 requests repay the $3.00 of its training" in said
+    dear = compared(Cost(3.0, "machine"), production)
+    said = verdict(board_of((replace(result, cost=dear), scores), production=production))
+    assert "(50 % more)" in said
+
+
+def test_the_table_says_what_each_trial_saves():
+    result, scores = trial_with("a", [1] * 100)
+    paid = compared(Cost(0.026, "machine"), Cost(0.38, "tokens"))
+    columns, (row,) = table(board_of((replace(result, cost=paid), scores)))
+    assert row[columns.index("$ per 1k")] == "0.026 (93 % saved)"
 
 
 def test_a_small_difference_is_a_tie_and_a_large_one_is_not():

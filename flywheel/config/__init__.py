@@ -28,6 +28,7 @@ from flywheel.config.evaluation import (
 )
 from flywheel.config.experiment import Experiment, TrackingConfig, engines
 from flywheel.config.files import dump, load, schema, secret, validate
+from flywheel.config.measuring import CascadeConfig, LatencyConfig, SloConfig
 from flywheel.config.methods import (
     SERVABLE_RANKS,
     BaseConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "BaseConfig",
     "BudgetConfig",
     "CandidateConfig",
+    "CascadeConfig",
     "ClientConfig",
     "DatasetConfig",
     "Experiment",
@@ -53,6 +55,7 @@ __all__ = [
     "IclConfig",
     "JudgeConfig",
     "JudgingConfig",
+    "LatencyConfig",
     "LoraConfig",
     "MethodsConfig",
     "MetricConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "SchedulerConfig",
     "ScoringConfig",
     "SearchConfig",
+    "SloConfig",
     "TokenPrice",
     "TrackingConfig",
     "TrainerConfig",

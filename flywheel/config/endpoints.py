@@ -19,6 +19,8 @@ class TokenPrice(Section):
     """Dollars per million tokens, as endpoints bill."""
 
     input_per_million: Annotated[float, Field(ge=0)]
+    cached_input_per_million: Annotated[float, Field(ge=0)] | None = None
+    """For input tokens that the server found in its cache; default: as other input."""
     output_per_million: Annotated[float, Field(ge=0)]
 
 
@@ -66,7 +68,8 @@ class ModelConfig(Section):
     price: TokenPrice | None = None
     """What an endpoint bills."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
-    """Dollars per hour of the machine that serves the weights here."""
+    """Dollars per hour of the machine that serves the weights here; what trains them costs as
+    much."""
     engine: Json = Field(default_factory=dict)
     """vLLM engine arguments, passed through (``max_model_len``, ``dtype``, ...)."""
     tool_parser: str = "auto"

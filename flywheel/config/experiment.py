@@ -17,6 +17,7 @@ from flywheel.config.evaluation import (
     SamplingConfig,
     ScoringConfig,
 )
+from flywheel.config.measuring import CascadeConfig, LatencyConfig
 from flywheel.config.methods import MethodsConfig
 from flywheel.config.search import BudgetConfig, SearchConfig
 from flywheel.config.section import Section
@@ -68,6 +69,10 @@ class Experiment(Section):
     scoring: ScoringConfig = ScoringConfig()
     parity: ParityConfig = ParityConfig()
     """Trials beyond these limits fail: they would answer differently in production."""
+    latency: LatencyConfig | None = None
+    """Measures latency and throughput under load; default: only what the answers took."""
+    cascades: CascadeConfig | None = None
+    """Ranks, beside the trials, each as the first step of a cascade; default: none."""
     ranking: RankingConfig = RankingConfig()
     production: ProductionConfig = ProductionConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -95,6 +100,8 @@ class Experiment(Section):
         if len(set(asked)) < len(asked):
             raise ValueError("two judges are the same model under the same prompt; leave one out")
         self._check_baseline()
+        if self.cascades and self.dataset.val_ratio == 0:
+            raise ValueError("cascades choose their thresholds on val; raise dataset.val_ratio")
         return self
 
     def _check_baseline(self) -> None:

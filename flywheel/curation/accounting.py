@@ -78,7 +78,8 @@ def _span(keys: Keys, where: npt.NDArray[np.int64]) -> tuple[float, float] | Non
 
 
 def _usage(curated: pa.Table) -> dict[str, int]:
-    logged = curated.filter(pc.and_(*(curated[name].is_valid() for name in USAGE)))
+    billed = (curated[name].is_valid() for name in USAGE[:2])
+    logged = curated.filter(pc.and_(*billed))
     sums = {name: pc.sum(logged[name]).as_py() or 0 for name in USAGE}
     return {"requests": logged.num_rows, **sums}
 

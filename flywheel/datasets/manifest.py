@@ -50,7 +50,8 @@ class Manifest:
     time_ranges: dict[str, tuple[float, float] | None]
     """Oldest and newest record per split and of all ``curated``, seconds since the epoch."""
     production: dict[str, int]
-    """Logged token usage of the curated records: ``requests`` that logged it and their sums."""
+    """Logged token usage of the curated records: ``requests`` that logged it and the sums of their
+    ``prompt_tokens``, of those the ``cached_tokens``, and ``completion_tokens``."""
     split_rule: Json
     code_version: str
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,6 +20,7 @@ from flywheel.inference.replies import Failure, answer_in, failure_in
 from flywheel.serving import Endpoint
 from flywheel.types import Completion, Json
 
+Heard = Callable[[bytes], None]
 MOST_BYTES = 16 * 1024 * 1024
 """Of one response."""
 
@@ -58,8 +59,12 @@ class Client:
         if self._first_s is not None:
             self._extra |= {"stream": True, "stream_options": {"include_usage": True}}
 
-    async def ask(self, body: Json) -> Completion:
+    async def ask(self, body: Json, heard: Heard = lambda part: None) -> Completion:
         """Make one attempt; the completion is nobody's yet.
+
+        Args:
+            body: Without the model's name.
+            heard: Gets the response's body part by part, as it comes.
 
         Raises:
             Failure: There is no answer.
@@ -72,7 +77,7 @@ class Client:
                     self._url, data=_payload({**body, **self._extra}), allow_redirects=False
                 ) as response,
             ):
-                content = await _content(response, first)
+                content = await _content(response, first, heard)
         except TimeoutError as error:
             late = f"no token within {self._first_s:g} s" if first.expired() else str(error)
             raise Failure(late or "no answer in time") from None
@@ -85,11 +90,12 @@ class Client:
         return answer_in(content, streamed=response.content_type == "text/event-stream")
 
 
-async def _content(response: aiohttp.ClientResponse, first: asyncio.Timeout) -> bytes:
+async def _content(response: aiohttp.ClientResponse, first: asyncio.Timeout, heard: Heard) -> bytes:
     """The whole body; ``first`` ends with its first bytes."""
     parts, size = [], 0
     async for chunk in response.content.iter_any():
         first.reschedule(None)
+        heard(chunk)
         parts.append(chunk)
         size += len(chunk)
         if size > MOST_BYTES:

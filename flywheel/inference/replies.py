@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
+from statistics import fmean
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
@@ -67,14 +69,21 @@ def answer_in(content: bytes, *, streamed: bool) -> Completion:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         logprobs=_tokens(choice.logprobs),
+        cached_tokens=usage.cached_tokens,
+        mean_logprob=choice.mean_logprob,
     )
 
 
 def _tokens(sent: object) -> list[Json]:
-    """Tokens with their log-probabilities; none where any part is not in OpenAI's shape."""
+    """Tokens with the likeliest at their places; none where any part is not in OpenAI's shape.
+
+    Of an answer whose tokens come without others, the mean says enough.
+    """
     try:
         tokens = _Logprobs.model_validate(sent).content
     except ValidationError:  # older servers have another shape, most send nothing
+        return []
+    if not any(token.top for token in tokens):
         return []
     return [
         {"token": t.token, "logprob": t.logprob, "top": {o.token: o.logprob for o in t.top}}
@@ -112,16 +121,17 @@ def _put_together(content: bytes) -> Json:
         raise _misshapen(f"the stream held {content[:100]!r}")
     if not any(choice["finish_reason"] for choice in whole["choices"]):
         raise _misshapen("the stream broke off")
-    whole["choices"][0]["logprobs"] = {"content": [t for c in chunks for t in _streamed_tokens(c)]}
+    first = whole["choices"][0]
+    first["logprobs"] = {"content": _logprobs(chunks, first["index"])}
     return whole
 
 
-def _streamed_tokens(chunk: Json) -> list[object]:
-    """What a chunk says of the tokens of the first choice."""
-    first = [piece for piece in chunk.get("choices") or [] if not piece.get("index")]
-    said = [piece.get("logprobs") for piece in first]
-    sent = [part.get("content") for part in said if isinstance(part, dict)]
-    return [token for tokens in sent if isinstance(tokens, list) for token in tokens]
+def _logprobs(chunks: list[Json], index: int) -> list[Any]:
+    """The log-probabilities of one choice, which `assembled` has no use for."""
+    pieces = (piece for chunk in chunks for piece in chunk.get("choices") or [])
+    told = [piece.get("logprobs") for piece in pieces if piece.get("index", index) == index]
+    places = [one.get("content") for one in told if isinstance(one, dict)]
+    return [place for several in places if isinstance(several, list) for place in several]
 
 
 def _said(headers: Mapping[str, str], content: bytes) -> str:
@@ -188,7 +198,17 @@ class _Message(BaseModel):
 class _Choice(BaseModel):
     message: _Message
     finish_reason: str | None = None
-    logprobs: object = None
+    logprobs: Any = None
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Over the answer's tokens; ``None`` where not all of them have one."""
+        places = self.logprobs.get("content") if isinstance(self.logprobs, dict) else None
+        try:
+            mean = fmean(place["logprob"] for place in places or ())
+        except (TypeError, KeyError, ValueError, OverflowError):  # none there, or not as it should
+            return None
+        return mean if isfinite(mean) else None
 
 
 class _Likely(BaseModel):
@@ -207,6 +227,14 @@ class _Logprobs(BaseModel):
 class _Usage(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: Any = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Never more than the prompt has."""
+        details = self.prompt_tokens_details
+        told = details.get("cached_tokens") if isinstance(details, dict) else None
+        return min(max(0, told), self.prompt_tokens) if isinstance(told, int) else 0
 
 
 class _Reply(BaseModel):

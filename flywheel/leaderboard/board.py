@@ -144,9 +144,10 @@ class Leaderboard:
     @property
     def saved(self) -> tuple[int, int]:
         """Requests that stopping early spared, and those that a full run takes."""
-        stops = [row.result.provenance.get("stopped") for row in self.rows]
+        trials = [row.result for row in self.rows if not row.result.cascade]
+        stops = [result.provenance.get("stopped") for result in trials]
         spared = sum(stop["of"] - stop["asked"] for stop in stops if stop)
-        asked = [row.result.metrics.get(self.metric) for row in self.rows]
+        asked = [result.metrics.get(self.metric) for result in trials]
         return spared, spared + sum(figure.n for figure in asked if figure)
 
     @property

@@ -226,10 +226,15 @@ def _blocked(result: TrialResult, metric: str, ranking: RankingConfig) -> str:
         reasons.append("stopped after {asked} of {of} records".format(**stop))
     if missing > ranking.max_missing * figure.n:
         reasons.append(f"{missing} of {figure.n} records without a score")
-    limit = ranking.max_p95_s
-    if limit is not None and (result.latency is None or result.latency.p95_s > limit):
-        p95 = f"{result.latency.p95_s:.2f} s" if result.latency else "unknown"
-        reasons.append(f"p95 {p95}, over {limit:g} s")
+    limit, p95_s = ranking.max_p95_s, result.p95_s
+    if result.load and result.load.borne is None:
+        reasons.append("the SLO bears no load that was tried")
+    elif limit is not None and (p95_s is None or p95_s > limit):
+        told = "unknown, the limit being" if p95_s is None else f"{p95_s:.2f} s, over"
+        reasons.append(f"p95 {told} {limit:g} s")
+    saved = result.cost.saved_percent if result.cost else None
+    if result.cascade and saved is not None and saved <= 0:
+        reasons.append("saves nothing")
     return "; ".join(reasons)
 
 
@@ -246,7 +251,7 @@ def _dominates(one: TrialResult, other: TrialResult, metric: str) -> bool:
 
 def _merits(result: TrialResult, metric: str) -> tuple[float, float, float]:
     """Shortfall, dollars, seconds: less is better, and what is not known is worst."""
-    seconds = result.latency.p95_s if result.latency else math.inf
+    seconds = math.inf if result.p95_s is None else result.p95_s
     return -(_figure(result, metric) or 0.0), _dollars(result), seconds
 
 

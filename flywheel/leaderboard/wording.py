@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flywheel.leaderboard.board import Leaderboard, Row, Verdict
 from flywheel.leaderboard.ranking import PLAIN, judges_of
 from flywheel.statistics import Difference, plan
-from flywheel.types import Cost, Estimate
+from flywheel.types import Cost, Estimate, TrialResult
 
 NONE = "–"
 
@@ -148,7 +148,6 @@ def _cells(board: Leaderboard, row: Row, metrics: Sequence[str]) -> list[str]:
         _figure(result.metrics.get(name), main) + _corrected(board, result.key, name)
         for name in metrics
     ]
-    latency = result.latency
     return [
         str(row.rank or NONE),
         result.trial.label,
@@ -159,9 +158,20 @@ def _cells(board: Leaderboard, row: Row, metrics: Sequence[str]) -> list[str]:
         _difference(row.difference),
         *([_difference(row.to_production)] if board.asked_again else []),
         *others,
-        f"{latency.p50_s:.2f} / {latency.p95_s:.2f}" if latency else NONE,
-        f"{latency.output_tokens_per_second:.0f}" if latency else NONE,
+        *_speed(result),
     ]
+
+
+def _speed(result: TrialResult) -> tuple[str, str]:
+    """Under the load that the SLO bears, where there was a load test; else while answering."""
+    borne, latency = result.load.borne if result.load else None, result.latency
+    if borne and borne.total_s:
+        times, tokens = (borne.total_s.p50, borne.total_s.p95), borne.output_tokens_per_second
+    elif latency:
+        times, tokens = (latency.p50_s, latency.p95_s), latency.output_tokens_per_second
+    else:
+        return NONE, NONE
+    return "{:.2f} / {:.2f}".format(*times), f"{tokens:.0f}"
 
 
 def _figure(figure: Estimate | None, main: Estimate | None) -> str:
@@ -200,7 +210,11 @@ def _p(value: float) -> str:
 
 
 def _dollars(cost: Cost | None) -> str:
-    return NONE if cost is None or cost.per_1k_requests is None else money(cost.per_1k_requests)
+    """``0.026 (93 % saved)``."""
+    if cost is None or cost.per_1k_requests is None:
+        return NONE
+    saved = "" if cost.saved_percent is None else f" ({_saved(cost.saved_percent)})"
+    return money(cost.per_1k_requests) + saved
 
 
 def _place(board: Leaderboard, row: Row) -> str:
@@ -230,7 +244,20 @@ def _cost_sentence(cost: Cost | None, production: Cost | None) -> str:
     own = f", at ${money(cost.per_1k_requests)} per 1,000 requests"
     if production is None or production.per_1k_requests is None:
         return own
-    return f"{own} against production's ${money(production.per_1k_requests)}"
+    saved = "" if cost.saved_percent is None else f" ({_saved(cost.saved_percent)})"
+    return f"{own} against production's ${money(production.per_1k_requests)}{saved}{_paid(cost)}"
+
+
+def _saved(percent: float) -> str:
+    return f"{percent:.0f} % saved" if percent >= 0 else f"{-percent:.0f} % more"
+
+
+def _paid(cost: Cost) -> str:
+    """What the fine-tuning took, and when that comes back."""
+    if cost.training_dollars is None or cost.break_even_requests is None:
+        return ""
+    repaid = f"{cost.break_even_requests:,} requests repay"
+    return f"; {repaid} the ${money(cost.training_dollars)} of its training"
 
 
 def _escape_cell(text: str) -> str:

@@ -5,7 +5,7 @@ Both sides meet as an `Endpoint`, so inference and judging never know which one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from flywheel.config import ClientConfig, ModelConfig, secret
@@ -32,6 +32,11 @@ class Endpoint:
         """Where chat completions are asked for."""
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
+
+    def streaming(self, timeout_s: float) -> Endpoint:
+        """The same place, asked to stream; a first token may take as long as a whole answer."""
+        wait = self.client.first_token_timeout_s or timeout_s
+        return replace(self, client=self.client.model_copy(update={"first_token_timeout_s": wait}))
 
     @property
     def api_key(self) -> str:

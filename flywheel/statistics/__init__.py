@@ -11,7 +11,7 @@ has a fixed seed: the same scores always give the same figures, in whatever orde
 from flywheel.statistics.agreement import krippendorff_alpha
 from flywheel.statistics.corrected import corrected_mean
 from flywheel.statistics.groups import Groups, conversations
-from flywheel.statistics.means import estimate, percentile, roc_auc, wilson
+from flywheel.statistics.means import estimate, estimates, percentile, roc_auc, wilson
 from flywheel.statistics.pairs import Comparison, Difference, compare_all, holm, paired_difference
 from flywheel.statistics.power import Power, plan
 from flywheel.statistics.stopping import surely_below
@@ -25,6 +25,7 @@ __all__ = [
     "conversations",
     "corrected_mean",
     "estimate",
+    "estimates",
     "holm",
     "krippendorff_alpha",
     "paired_difference",

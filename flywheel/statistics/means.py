@@ -38,6 +38,14 @@ def estimate(scores: Sequence[Score], groups: Groups | None = None) -> Estimate:
     return Estimate(math.fsum(values) / len(values), low, high, **counts)
 
 
+def estimates(scores: Sequence[Score], groups: Groups | None = None) -> dict[str, Estimate]:
+    """`estimate` of each metric that the scores are of."""
+    by_metric: dict[str, list[Score]] = {}
+    for score in scores:
+        by_metric.setdefault(score.metric, []).append(score)
+    return {name: estimate(of, groups) for name, of in by_metric.items()}
+
+
 def interval(values: Floats, codes: Ints) -> tuple[float, float]:
     """Where the mean of all records like these lies.
 

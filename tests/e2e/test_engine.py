@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from flywheel import inference, scoring
-from flywheel.config import JudgeConfig, LoraConfig, ModelConfig, ParityConfig
+from flywheel import inference, latency, scoring
+from flywheel.config import JudgeConfig, LoraConfig, ModelConfig, ParityConfig, SloConfig
 from flywheel.errors import ConfigError, EngineError
 from flywheel.inference import Ask
+from flywheel.inference.load import send
 from flywheel.judging import Judge, Pair
+from flywheel.latency import Timing
 from flywheel.methods import base, icl, lora, reference
 from flywheel.parity import Generation, Parity, compare
 from flywheel.rendering import Renderer
@@ -102,6 +104,40 @@ def test_each_adapter_says_what_it_has_learned(
     ]
     assert (got.message["content"] or "").strip() == (record.answer["content"] or "")
     assert got.finish_reason == ("tool_calls" if key == "call" else "stop")
+
+
+def test_a_load_test_hears_every_token_and_shares_no_prompts_with_other_loads(
+    served: EngineSpec,
+) -> None:
+    def timings(salt: str) -> list[Timing]:
+        body = {**base.request(TEXT), "temperature": 0.0, "max_tokens": 24, "cache_salt": salt}
+        ask = Ask("r", body)
+        return send(served.endpoint("text"), [ask] * 4, 60.0, concurrency=2, warmup=[ask])
+
+    found = timings("one")
+    assert [timing.error for timing in found] == [""] * 4
+    for timing in found:
+        assert timing.first_token_s is not None
+        assert 0 < timing.first_token_s < timing.total_s
+        assert 1 < len(timing.gaps_s) + 1 <= timing.completion_tokens
+        assert timing.first_token_s + sum(timing.gaps_s) <= timing.total_s
+    one = latency.level("concurrency-2", found, SloConfig(total_s=60))
+    assert one.within_slo == 1.0
+    assert one.output_tokens_per_second > 0
+
+
+@pytest.mark.parametrize(("key", "record"), [("call", CALL), ("text", TEXT)])
+def test_log_probabilities_are_told_if_asked_for_even_of_calls(
+    served: EngineSpec, tmp_path: Path, key: str, record: Record
+) -> None:
+    body = {**base.request(record), "temperature": 0.0, "max_tokens": 64, "logprobs": True}
+    streaming = served.endpoint(key).streaming(60.0)
+    for name, endpoint in (("whole", served.endpoint(key)), ("streamed", streaming)):
+        folder = Storage(str(tmp_path / name))
+        (got,) = inference.answer_all(endpoint, [Ask("r", body)], folder, 1, 60.0).completions
+        assert got.error == ""
+        assert got.mean_logprob is not None
+        assert -0.5 < got.mean_logprob <= 0  # it has learned this by heart
 
 
 def test_a_missing_adapter_is_an_error_and_the_engine_goes_on(

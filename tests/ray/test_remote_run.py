@@ -22,7 +22,14 @@ from flywheel.datasets import SPLITS
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.scoring import TOOL_METRICS
 from flywheel.storage import Storage
-from flywheel.testing import FakeEndpoint, Reply, tiny_model, tool_reply, verdict
+from flywheel.testing import (
+    FakeEndpoint,
+    Reply,
+    paced_reply,
+    tiny_model,
+    tool_reply,
+    verdict,
+)
 from flywheel.types import Json, TrialResult
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -380,6 +387,66 @@ def test_a_run_without_one_answer_has_failed_and_says_why(
     assert result["status"] == "failed"
     assert "quota used up" in result["error"]
     assert mine.run.read_json("leaderboard.json")["rows"][0]["rank"] is None
+
+
+def unsure(body: Json) -> Reply:
+    """A candidate that streams in known time if asked to, and else tells how sure it is."""
+    if body.get("stream"):
+        return paced_reply(["It", " is", " there."], 0.03, 0.01)
+    sure = -len(str(body["messages"])) % 17 / 10
+    choice = {"message": guess(body), "finish_reason": "tool_calls"}
+    told = {"content": [{"token": "x", "logprob": -sure}]} if body.get("logprobs") else None
+    usage = {"prompt_tokens": 100, "completion_tokens": 10}
+    return Reply({"choices": [{**choice, "logprobs": told}], "usage": usage})
+
+
+def test_latency_cost_and_a_cascade_are_on_the_board(
+    tmp_path: Path, logs: Path, address: str
+) -> None:
+    price = {"input_per_million": 1.0, "output_per_million": 2.0}
+    loads = {"requests": 8, "warmup": 2, "concurrency": [1, 4], "replay": [1e6]}
+    with FakeEndpoint(unsure) as fake:
+        mine = bench(
+            tmp_path,
+            logs,
+            [candidate(fake, api_key_env=None, price=price)],
+            latency={**loads, "slo": {"first_token_s": 5}},
+            cascades={},
+            dataset={"eval_size": EVAL_SIZE, "val_ratio": 0.4},
+            ranking={"metric": "function_name", "margin": 0.5, "max_p95_s": 10},
+            production={"price": {"input_per_million": 10.0, "output_per_million": 30.0}},
+        )
+        done = mine.ended("--json", f"--address={address}")
+        assert done.returncode == 0, done.stderr
+        asked = len(fake.requests)
+        again = mine.ended("--json", f"--address={address}")
+        assert again.returncode == 0, again.stderr
+        assert len(fake.requests) == asked  # answers to val and times under load are taken over
+    rows = {row["result"]["trial"]["method"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows.keys() == {"base", "cascade"}
+    load = rows["base"]["result"]["load"]
+    assert [level["load"] for level in load["levels"]] == [
+        "concurrency-1",
+        "concurrency-4",
+        "replay-1e+06",
+    ]
+    assert load["slo"] == {
+        "first_token_s": 5.0,
+        "per_output_token_s": None,
+        "total_s": 10.0,
+        "share": 0.95,
+    }
+    assert load["at_slo"]
+    assert all(level["first_token_s"]["p50"] >= 0.03 for level in load["levels"])
+    own, both = (rows[name]["result"]["cost"] for name in ("base", "cascade"))
+    assert own["basis"] == "tokens"
+    assert own["per_1k_requests"] < both["per_1k_requests"]
+    assert 0 < both["saved_percent"] < own["saved_percent"]
+    told = rows["cascade"]["result"]["cascade"]
+    assert 0 < told["handed_over"] < 1
+    assert rows["cascade"]["blocked"].startswith("p95 unknown")  # logs do not tell production's
+    for run in mine.runs:
+        assert len(run.at("trials").names()) == 1
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
