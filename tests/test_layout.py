@@ -26,9 +26,11 @@ LAYERS = {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
         "catalogue", "cluster", "progress",
         "models", "rendering", "methods",
-        "serving", "inference", "judging", "tracking", "report", "promotion",
+        "serving", "inference", "judging", "tracking", "promotion",
     },
-    "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout"},
+    "trials": {
+        "planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout", "report",
+    },
     "runs": {"pipeline", "paritycheck", "service", "doctor"},
     "front": {"printing", "cli"},
 }  # fmt: skip
