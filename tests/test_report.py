@@ -119,8 +119,8 @@ def test_the_page_needs_no_network(hostile_page: str) -> None:
 
 
 def test_thousands_of_long_answers_leave_a_page_that_opens() -> None:
-    long = ["x" * 4_000 + str(i) for i in range(800)]
-    page = render(a_sample_run(long, n=2_000).material())
+    long = ["x" * 4_000 + str(i) for i in range(500)]
+    page = render(a_sample_run(long, n=1_000).material())
     assert len(page) < 5_000_000
     assert page.count('<details class="case"') <= ON_A_PAGE + 40
     assert "the largest 100 of" in page
