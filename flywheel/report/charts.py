@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from flywheel.leaderboard import Leaderboard, Row, floor, money
-from flywheel.report.funnel import Step
+from flywheel.report.curated import Step
 from flywheel.report.text import line, visible
 from flywheel.statistics import plan
 

@@ -58,7 +58,7 @@ def read(desk: Desk) -> Material:
         experiment=yaml.safe_load(desk.run.read_bytes("experiment.yaml")),
         manifest=dataset.read_json("manifest.json") if kept else {},
         records=[Record.from_row(row) for row in rows],
-        classes={row["id"]: row["class"] for row in rows},
+        classes={row["id"]: row.get("class") or "" for row in rows},
         completions={key: inference.read(f.at("completions")) for key, f in folders.items()},
         scores={key: trials.read_scores(folder) for key, folder in folders.items()},
         results={

@@ -30,9 +30,9 @@ from flywheel.leaderboard import (
 )
 from flywheel.report import charts
 from flywheel.report.classes import by_class
+from flywheel.report.curated import funnel, total
 from flywheel.report.disagreements import kinds, largest
 from flywheel.report.facts import facts
-from flywheel.report.funnel import funnel, total
 from flywheel.report.material import Material, featured
 from flywheel.report.operations import PERCENTILES, costs, speeds
 from flywheel.report.text import cut, line, visible
