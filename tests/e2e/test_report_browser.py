@@ -68,9 +68,12 @@ def page(browser: Chrome, report: str) -> Chrome:
 
 
 def shown(page: Chrome) -> list[str]:
-    """The questions of the answers that are not filtered away."""
-    cases = page.find_elements(By.CSS_SELECTOR, "#cases > .case")
-    return [case.text for case in cases if case.is_displayed()]
+    """The answers that are not filtered away, each with all its text."""
+    found: list[str] = page.execute_script(
+        "return [...document.querySelectorAll('#cases > .case')]"
+        ".filter(one => one.checkVisibility()).map(one => one.textContent)"
+    )
+    return found
 
 
 def choose(page: Chrome, name: str, value: str) -> None:
