@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,14 @@ import typer
 from rich.table import Table
 
 from flywheel import __version__, config, doctor, leaderboard, printing
-from flywheel.errors import DataError, FlywheelError, ParityError, RequestError
+from flywheel.errors import (
+    DataError,
+    FlywheelError,
+    ParityError,
+    RequestError,
+    StorageError,
+    boundary,
+)
 from flywheel.progress import display
 from flywheel.storage import Storage
 from flywheel.stores import open_store
@@ -46,6 +54,15 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="Ray cluster to join; default: RAY_ADDRESS, else none."),
 ]
+
+
+class ReportFormat(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "md"
+    CSV = "csv"
+    JSON = "json"
 
 
 def main() -> None:
@@ -113,11 +130,8 @@ def results(
 ) -> None:
     """Show a run's leaderboard."""
     folder = _run_folder(storage, run_id)
-    if not folder.exists("leaderboard.json"):
-        note = folder.read_json("run.json")
-        raise RequestError(f"run {note['run']} has no leaderboard yet; it is {note['status']}")
+    board = _board(folder)
     if markdown:
-        board = leaderboard.Leaderboard.from_json(folder.read_json("leaderboard.json"))
         sys.stdout.write(leaderboard.to_markdown(board))
         return
     printing.board(folder, as_json=as_json)
@@ -159,6 +173,36 @@ def label_command(
     except KeyboardInterrupt:
         pass  # what was said is kept
     printing.labels(pool.close(), as_json=as_json)
+
+
+@app.command("report")
+def report_command(
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Run; default: the latest.")
+    ] = None,
+    storage: StorageOption = "flywheel-data",
+    form: Annotated[
+        ReportFormat, typer.Option("--format", help="The page, or the board alone.")
+    ] = ReportFormat.HTML,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write; default: the run's report.html, else the terminal."),
+    ] = None,
+) -> None:
+    """Make a run's report anew from its files: one HTML page, or the board for other programs."""
+    folder = _run_folder(storage, run_id)
+    text = _written(form, storage, folder)
+    if form is not ReportFormat.HTML and out is None:
+        sys.stdout.write(text)
+        return
+    data = text.encode("utf-8", "replace")
+    if out is None:
+        folder.write_bytes("report.html", data)
+    else:
+        with boundary(StorageError, f"writing {out}"):
+            out.write_bytes(data)
+    where = out or f"{folder.url}/report.html"
+    printing.out.print(f"report  {where}", soft_wrap=True, highlight=False)
 
 
 @app.command("parity")
@@ -381,6 +425,29 @@ def _run_folder(storage: str, run_id: str | None) -> Storage:
     if run_id not in names:
         raise RequestError(f"no run {run_id} in {runs.url}; there are: {', '.join(names[-5:])}")
     return runs.at(run_id)
+
+
+def _board(folder: Storage) -> leaderboard.Leaderboard:
+    if not folder.exists("leaderboard.json"):
+        note = folder.read_json("run.json")
+        raise RequestError(f"run {note['run']} has no leaderboard yet; it is {note['status']}")
+    return leaderboard.Leaderboard.from_json(folder.read_json("leaderboard.json"))
+
+
+def _written(form: ReportFormat, storage: str, folder: Storage) -> str:
+    """A run's report, or its board alone."""
+    board = _board(folder)
+    if form is ReportFormat.MARKDOWN:
+        return leaderboard.to_markdown(board)
+    if form is ReportFormat.CSV:
+        return leaderboard.to_csv(board)
+    if form is ReportFormat.JSON:
+        return json.dumps(board.to_json(), indent=2, ensure_ascii=False) + "\n"
+    from flywheel import report
+    from flywheel.trials import Desk
+
+    run_id = folder.url.rsplit("/", 1)[-1]
+    return report.render(report.read(Desk(Storage(storage), run_id)))
 
 
 def _hush() -> None:

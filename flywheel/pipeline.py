@@ -219,7 +219,7 @@ class _Run:
             raise FlywheelError("; ".join(self.budget.sentences()))
         cascades = self._cascades(results, calibration)
         board = self._rank(results, cascades, manifest, calibration)
-        page = self._report(board, manifest, results, cascades)
+        page = self._report()
         self._track(board, page, results)
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
@@ -653,22 +653,8 @@ class _Run:
         self.desk.run.write_json("leaderboard.json", board.to_json())
         return board
 
-    def _report(
-        self,
-        board: Leaderboard,
-        manifest: Manifest,
-        results: Sequence[TrialResult],
-        cascades: Sequence[Cascade],
-    ) -> str:
-        composed = {cascade.result.key: cascade.completions for cascade in cascades}
-        page = report.render(
-            board,
-            manifest.to_json(),
-            self.experiment,
-            completions={**composed, **{r.key: self._completions(r.trial) for r in results}},
-            scores=self._scores(results, cascades),
-            records=self._records(manifest),
-        )
+    def _report(self) -> str:
+        page = report.render(report.read(self.desk))
         self.desk.run.write_bytes("report.html", page.encode("utf-8", "replace"))
         return page
 

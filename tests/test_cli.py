@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import signal
 import subprocess
@@ -214,6 +216,53 @@ def test_results_as_a_table_show_trials_judge_and_verdict(
     assert "lora" in ended.out
     assert "not trusted" in ended.out
     assert "answers best" in ended.out
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Storage:
+    """A storage with one run that ended well."""
+    storage = Storage(str(tmp_path / "st"))
+    a_sample_run(n=20).leave(storage, "t-1")
+    return storage
+
+
+def test_a_report_is_made_anew_from_a_runs_files(flywheel: Flywheel, finished: Storage) -> None:
+    ended = flywheel("report", "t-1", "--storage", finished.url)
+    assert ended.code == 0
+    assert "runs/t-1/report.html" in ended.out
+    page = finished.at("runs", "t-1").read_bytes("report.html").decode()
+    assert "What will the weather be like in" in page
+
+
+def test_a_report_goes_where_it_is_asked_to(
+    flywheel: Flywheel, finished: Storage, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine.html"
+    assert flywheel("report", "--storage", finished.url, "--out", out).code == 0
+    assert out.read_text().startswith("<!doctype html>")
+    assert not finished.at("runs", "t-1").exists("report.html")
+    ended = flywheel("report", "--storage", finished.url, "--out", tmp_path / "no" / "x.html")
+    assert ended.code == 1
+    assert "writing" in ended.err
+
+
+def test_the_board_is_written_as_markdown_csv_and_json(
+    flywheel: Flywheel, finished: Storage
+) -> None:
+    said = {
+        form: flywheel("report", "--storage", finished.url, "--format", form).out
+        for form in ("md", "csv", "json")
+    }
+    assert said["md"] == flywheel("results", "--storage", finished.url, "--markdown").out
+    assert json.loads(said["json"]) == finished.at("runs", "t-1").read_json("leaderboard.json")
+    rows = list(csv.DictReader(io.StringIO(said["csv"])))
+    assert [row["trial"] for row in rows][-1] == "production"
+    assert len(rows) == 6
+
+
+def test_a_run_without_a_board_has_no_report(flywheel: Flywheel, storage: Storage) -> None:
+    said = one_sentence(flywheel("report", "t-2", "--storage", storage.url))
+    assert "run t-2 has no leaderboard yet; it is running" in said
 
 
 def test_results_of_the_latest_run_that_has_none_yet(flywheel: Flywheel, storage: Storage) -> None:

@@ -27,11 +27,11 @@ LAYERS = {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
         "catalogue", "cluster", "progress",
         "models", "rendering", "methods",
-        "serving", "inference", "judging", "tracking", "report", "promotion",
+        "serving", "inference", "judging", "tracking", "promotion",
     },
     "trials": {
         "planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout",
-        "loadtest", "cascading",
+        "loadtest", "cascading", "report",
     },
     "runs": {"labelling", "pipeline", "paritycheck", "chosen", "service", "doctor"},
     "front": {"printing", "cli"},

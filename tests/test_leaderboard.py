@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 from dataclasses import replace
 
@@ -9,10 +11,12 @@ from flywheel.costs import compared
 from flywheel.leaderboard import (
     Leaderboard,
     choose_metric,
+    headline,
     interval,
     money,
     rank,
     table,
+    to_csv,
     to_markdown,
     verdict,
 )
@@ -379,6 +383,50 @@ def test_figures_are_written_alike_everywhere():
     assert interval(Estimate(0.714, 0.62, 0.79, 100)) == "0.71 [0.62, 0.79]"
     assert interval(Estimate(None, None, None, 3, failed=3)) == "–"
     assert [money(v) for v in (1.1, 12345, 0.0042, 0)] == ["1.10", "12,345.00", "0.0042", "0.00"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ranking", "words"),
+    [
+        ([1] * 200, {}, ["Yes, good ", "in 100 of 100 requests", "at 75 % less cost."]),
+        ([1] * 200, {"max_p95_s": 0.001}, ["Not yet: good", "p95", "stands against it."]),
+        ([1] * 18 + [0], {}, ["Not proven: the best model", "figure must reach 90."]),
+        ([0] * 100, {}, ["No, the best model", "in 0 of 100", "at least 90 are needed."]),
+    ],
+)
+def test_the_verdict_is_one_sentence_for_those_who_decide(values, ranking, words):
+    trial = trial_with("good", values, cost=1.0)
+    said = headline(board_of(trial, ranking=ranking, production=Cost(4.0, "tokens")))
+    assert all(part in said for part in words), said
+    assert said.count(". ") == 0
+    assert said.endswith(".")
+
+
+def test_nearly_all_is_not_said_to_be_all():
+    said = headline(board_of(trial_with("good", [1] * 999 + [0])))
+    assert "in over 99 of 100 requests" in said
+    assert headline(board_of()) == "No verdict: no model could be ranked."
+
+
+def test_csv_has_a_row_per_trial_with_figures_as_they_are():
+    board = a_sample_run().board
+    rows = list(csv.DictReader(io.StringIO(to_csv(board))))
+    assert [row["trial"] for row in rows] == [
+        *(row.result.trial.label for row in board.rows),
+        "production",
+    ]
+    for row, cells in zip(board.rows, rows, strict=False):
+        for name, figure in row.result.metrics.items():
+            assert (float(cells[name]), int(cells[f"{name} n"])) == (figure.value, figure.n)
+    assert [cells["recommended"] for cells in rows].count("True") == 1
+    assert rows[-1]["dollars"] == "1.18"
+
+
+@pytest.mark.parametrize("label", ["=1+1", "@SUM(A1)", "+1", "-1", "\t=1"])
+def test_a_spreadsheet_takes_no_label_for_a_formula(label):
+    (row,) = csv.DictReader(io.StringIO(to_csv(board_of(trial_with(label, [1])))))
+    assert not row["trial"].startswith(("=", "+", "-", "@", "\t"))
+    assert not row["candidate"].startswith(("=", "+", "-", "@", "\t"))
 
 
 def test_a_stopped_training_is_no_failure_and_no_candidate():

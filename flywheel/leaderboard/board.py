@@ -132,6 +132,14 @@ class Leaderboard:
         )
 
     @property
+    def foremost(self) -> Row | None:
+        """What a verdict is about: what may replace production, else what comes closest to it."""
+        choice, promising = self.recommended, self.promising
+        if choice is not None and choice.eligible:
+            return choice
+        return promising[0] if promising else self.best
+
+    @property
     def promising(self) -> list[Row]:
         """The rows that are not inferior to production."""
         return [row for row in self.rows if row.promising]

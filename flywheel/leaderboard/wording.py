@@ -6,11 +6,17 @@ import math
 from collections.abc import Sequence
 
 from flywheel.leaderboard.board import Leaderboard, Row, Verdict
-from flywheel.leaderboard.ranking import PLAIN, judges_of
+from flywheel.leaderboard.ranking import PLAIN, TEXT_METRIC, TOOL_METRIC, judges_of
 from flywheel.statistics import Difference, plan
 from flywheel.types import Cost, Estimate, TrialResult
 
 NONE = "–"
+_DOES = {
+    TOOL_METRIC: "makes production's tool calls",
+    TEXT_METRIC: "gives production's answer",
+    "function_name": "calls production's tool",
+}
+"""What a model does that a metric of right and wrong counts."""
 
 
 def table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
@@ -40,6 +46,47 @@ def to_markdown(board: Leaderboard) -> str:
     source += [f"dataset {board.dataset}", f"ranked by {board.metric}"]
     source += [f"margin {board.margin:g}", "95 % intervals in brackets"]
     return "\n\n".join(part for part in (text, board.note, " · ".join(source)) if part) + "\n"
+
+
+def metric_titles(board: Leaderboard) -> list[str]:
+    """The columns of `table` that are metrics, the ranking one first."""
+    return [_title(board, name) for name in _metrics(board)]
+
+
+def headline(board: Leaderboard) -> str:
+    """What the board comes to in one sentence, for those who decide and know no metric."""
+    row = board.foremost
+    if row is None:
+        return "No verdict: no model could be ranked."
+    label, does = row.result.trial.label, _does(board, row)
+    needed = _amount(board, floor(board))
+    if row.eligible:
+        return (
+            f"Yes, {label} may replace production: it {does}{_sure(board, row)}"
+            f"{_at_cost(board, row)}."
+        )
+    if row.promising:
+        return f"Not yet: {label} {does}, which is enough, but {row.blocked} stands against it."
+    if row.verdict is Verdict.INFERIOR:
+        return f"No, the best model, {label}, {does}, where at least {needed} are needed."
+    return (
+        f"Not proven: the best model, {label}, {does}{_sure(board, row)}, and even the lower "
+        f"figure must reach {needed}."
+    )
+
+
+def floor(board: Leaderboard) -> float:
+    """What a promising trial's interval lies above: the baseline less the margin."""
+    row = board.foremost
+    gap = row.to_production.value if row and row.to_production else None
+    value = row.result.metrics[board.metric].value if row else None
+    return (1.0 if gap is None or value is None else value - gap) - board.margin
+
+
+def saving(cost: float | None, production: Cost | None) -> float | None:
+    """The share of production's cost that is saved, negative where it is more, if it is known."""
+    today = production.per_1k_requests if production else None
+    return None if cost is None or not today else 1 - cost / today
 
 
 def verdict(board: Leaderboard) -> str:
@@ -92,6 +139,38 @@ def money(dollars: float) -> str:
     """Dollars with at least two significant digits: ``1.10``, ``0.0042``."""
     digits = 2 if dollars >= 0.1 or dollars == 0 else 1 - math.floor(math.log10(dollars))
     return f"{dollars:,.{digits}f}"
+
+
+def _does(board: Leaderboard, row: Row) -> str:
+    value = row.result.metrics[board.metric].value or 0.0
+    amount, does = _amount(board, value), _DOES.get(board.metric)
+    return (
+        f"{does} in {amount} of 100 requests" if does else f"scores {amount} of 1 by {board.metric}"
+    )
+
+
+def _sure(board: Leaderboard, row: Row) -> str:
+    figure = row.result.metrics[board.metric]
+    if figure.low is None or figure.high is None:
+        return ""
+    return f" (95 % sure: {_amount(board, figure.low)} to {_amount(board, figure.high)})"
+
+
+def _amount(board: Leaderboard, value: float) -> str:
+    """A figure of the ranking metric: of 100 requests, where it counts right and wrong."""
+    if board.metric not in _DOES:
+        return f"{value:.2f}"
+    near = round(100 * value)
+    if near == 100 and value < 1:
+        return "over 99"
+    return "under 1" if near == 0 and value > 0 else str(near)
+
+
+def _at_cost(board: Leaderboard, row: Row) -> str:
+    saved = saving(row.cost, board.production)
+    if saved is None:
+        return "" if row.cost is None else f", at ${money(row.cost)} per 1,000 requests"
+    return f", at {abs(100 * saved):.0f} % {'less' if saved >= 0 else 'more'} cost"
 
 
 def _quality(board: Leaderboard, row: Row) -> str:
