@@ -26,7 +26,8 @@ from flywheel.errors import (
     StorageError,
     boundary,
 )
-from flywheel.progress import display
+from flywheel.logs import Format, configure, environment, fields, log
+from flywheel.progress import Logged, display
 from flywheel.storage import Storage
 from flywheel.stores import open_store
 
@@ -71,9 +72,14 @@ def main() -> None:
     try:
         app()
     except FlywheelError as error:
-        printing.err.print(
-            f"[bold red]flywheel:[/] {_plain(error)}", soft_wrap=True, highlight=False
-        )
+        if environment():  # what failed in the work may quote traffic
+            asked = {"error": str(error)}
+            told = asked if isinstance(error, RequestError) else {}
+            log.error("flywheel", extra=fields(asked, exit_code=error.exit_code, **told))
+        else:
+            printing.err.print(
+                f"[bold red]flywheel:[/] {_plain(error)}", soft_wrap=True, highlight=False
+            )
         sys.exit(error.exit_code)
 
 
@@ -89,12 +95,24 @@ def run(
         bool, typer.Option("--fresh", help="Run anew what earlier runs have finished.")
     ] = False,
     address: Address = None,
+    *,
     verbose: Annotated[bool, typer.Option(help="Show the libraries' own logs.")] = False,
+    log_format: Annotated[
+        Format | None,
+        typer.Option("--log-format", help="Log what happens, a line each, instead of bars."),
+    ] = None,
+    log_texts: Annotated[
+        bool, typer.Option("--log-texts", help="Prompts and answers may stand in the log.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: curate, train, answer, score, judge, rank."""
     from flywheel import pipeline
 
+    if log_texts and not log_format:
+        raise RequestError("--log-texts says what a log may hold: name --log-format, too")
+    if log_format:
+        configure(log_format, texts=log_texts)
     loaded = config.load(experiment, _overrides(settings, logs))
     run_id = pipeline.unfinished_run(loaded) if resume else None
     if resume and run_id is None:
@@ -102,11 +120,15 @@ def run(
     run_id = run_id or pipeline.new_run_id(loaded)
     if not verbose:
         _hush()
-    where = f"run [bold]{run_id}[/] in {Storage(loaded.storage).url}"
-    printing.err.print(where, highlight=False, soft_wrap=True)
+    place = Storage(loaded.storage).url
+    if log_format:
+        log.info("run", extra=fields(run=run_id, storage=place))
+    else:
+        where = f"run [bold]{run_id}[/] in {place}"
+        printing.err.print(where, highlight=False, soft_wrap=True)
     planned = pipeline.power(loaded, loaded.dataset.eval_size)
     printing.warnings(pipeline.power_warning(loaded, planned))
-    shown = display(printing.err)
+    shown = Logged() if log_format else display(printing.err)
     try:
         outcome = pipeline.run(loaded, run_id, address, shown, fresh=fresh)
     finally:
@@ -203,6 +225,44 @@ def report_command(
             out.write_bytes(data)
     where = out or f"{folder.url}/report.html"
     printing.out.print(f"report  {where}", soft_wrap=True, highlight=False)
+
+
+@app.command("status")
+def status_command(
+    run_id: Annotated[str | None, typer.Argument(help="Run; default: the latest.")] = None,
+    storage: StorageOption = "flywheel-data",
+    once: Annotated[bool, typer.Option("--once", help="Print it once, do not follow.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a run stands, and follow it to its end: stages, trials, engines, money."""
+    from flywheel import status
+
+    folder = _run_folder(storage, run_id)
+    if as_json:
+        printing.dump(status.read(folder).to_json())
+    elif once:
+        printing.out.print(status.view(status.read(folder)))
+    else:
+        status.show(folder, printing.out)
+
+
+@app.command()
+def sync(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")],
+    storage: StorageOption = "flywheel-data",
+) -> None:
+    """Send MLflow what it lacks of a run; twice changes nothing."""
+    from functools import partial
+
+    from flywheel import recording
+
+    _hush()
+    shown = display(printing.err)
+    try:
+        where = recording.sync(Storage(storage), run_id, partial(shown.update, f"sending {run_id}"))
+    finally:
+        shown.close()
+    printing.out.print(f"{run_id} is in MLflow at {where}", highlight=False, soft_wrap=True)
 
 
 @app.command("parity")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flywheel import sizing
+from flywheel import logs, sizing
 from flywheel.config import FullConfig, LoraConfig, ModelConfig
 from flywheel.errors import ClusterError, FlywheelError, boundary
 from flywheel.scoring import chosen
@@ -157,10 +157,13 @@ def connect(address: str | None = None) -> Iterator[Cluster]:
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
     else:
         options |= {"address": address}
+        if chosen := logs.environment():  # processes of a Ray of our own have it from this one
+            options["runtime_env"] = {"env_vars": chosen}
     with boundary(ClusterError, f"joining the Ray cluster at {address or 'this machine'}"):
         ray.init(**options)
-    for name in ("ray", "ray.serve", "ray.tune", "ray.data"):
+    for name in ("ray", "ray.serve", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is data of ours
     try:
         yield describe(ours=address is None)
     finally:

@@ -23,9 +23,11 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
+from flywheel import logs, metrics
 from flywheel.cluster import Needs
 from flywheel.config import SchedulerConfig
-from flywheel.errors import FlywheelError, TrialStoppedError, boundary
+from flywheel.errors import FlywheelError, StorageError, TrialStoppedError, boundary
+from flywheel.storage import Storage
 from flywheel.sweep import Feed
 from flywheel.trials import (
     Desk,
@@ -42,6 +44,10 @@ from flywheel.types import Json, Trial
 Step = Callable[[Trial, Progress], None]
 
 _REPORT_EVERY_S = 1.0
+_STORAGE_WAITS_S = (1.0, 2.0, 4.0, 8.0)
+"""Pauses before looking whether a storage is back that failed a step."""
+_OUTAGES = 3
+"""Of the storage, that one step is waited for."""
 _SLIVER = 0.001
 """Ray CPUs of a Tune trial."""
 _SLACK = 0.05
@@ -224,13 +230,49 @@ def _in_tune(config: Json, step: Step, desk: Desk, needs: Needs | None) -> None:
 
 def _run(key: str, step: Step, desk: Desk, report: Progress) -> None:
     """Run the step; its failure is data."""
+    logs.adopt()
     folder = desk.trials.at(key)
-    try:
-        step(read(folder), report)
-    except TrialStoppedError:
-        return
-    except Exception as error:  # noqa: BLE001 -- whatever stops a trial must not stop the others
-        write_failure(folder, error)
+    with logs.about(run=desk.run_id, trial=key):
+        try:
+            _patiently(lambda: step(read(folder), report), folder)
+        except TrialStoppedError:
+            return
+        except Exception as error:  # noqa: BLE001 -- it must not stop the others
+            kind = type(error).__name__
+            logs.log.error(
+                "trial failed", extra=logs.fields({"error": str(error)}, error_type=kind)
+            )
+            write_failure(folder, error)
+
+
+def _patiently(work: Callable[[], None], folder: Storage) -> None:
+    """Begin again once the storage is back: a step finds what it had done, and goes on from there.
+
+    Raises:
+        StorageError: It stayed away.
+    """
+    for _ in range(_OUTAGES):
+        try:
+            work()
+        except StorageError as error:
+            _wait_for(folder, error)
+        else:
+            return
+    work()
+
+
+def _wait_for(folder: Storage, error: StorageError) -> None:
+    """Wait until a trial's folder takes its own spec again: nothing is asked that would be lost."""
+    for wait_s in _STORAGE_WAITS_S:
+        logs.log.warning("storage away", extra=logs.fields(error=str(error), wait_s=wait_s))
+        time.sleep(wait_s)
+        try:
+            folder.write_bytes("spec.json", folder.read_bytes("spec.json"))
+        except StorageError:
+            continue
+        else:
+            return
+    raise error
 
 
 def _task(
@@ -250,7 +292,7 @@ def _task(
         max_retries=1,  # the machine may have been taken away; twice is no accident
         **kind,
     )
-    for item in task.remote(key, step, desk):
+    for item in task.remote(key, step, desk, time.time()):
         yield ray.get(item)
 
 
@@ -259,8 +301,11 @@ def _remote_reports() -> Any:
     return ray.remote(_reports)
 
 
-def _reports(key: str, step: Step, desk: Desk) -> Iterator[tuple[int, int, float | None]]:
+def _reports(
+    key: str, step: Step, desk: Desk, sent_at: float
+) -> Iterator[tuple[int, int, float | None]]:
     """Body of the task: the step runs beside, so that what it reports can leave as it comes."""
+    metrics.QUEUE_SECONDS.tell(max(0.0, time.time() - sent_at), what="trainer")
     items: queue.SimpleQueue[tuple[int, int, float | None] | None] = queue.SimpleQueue()
     folder, looked = desk.trials.at(key), time.monotonic()
 

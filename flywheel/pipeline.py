@@ -11,10 +11,10 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -32,8 +32,11 @@ from flywheel import (
     judging,
     leaderboard,
     loadtest,
+    logs,
+    metrics,
     models,
     planning,
+    recording,
     report,
     reuse,
     sweep,
@@ -53,10 +56,11 @@ from flywheel.config import (
     SloConfig,
 )
 from flywheel.datasets import Manifest
-from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError
+from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError, StorageError
 from flywheel.inference import read as read_completions
 from flywheel.leaderboard import Leaderboard
 from flywheel.methods import full
+from flywheel.monitor import Monitor
 from flywheel.progress import Display, Silent
 from flywheel.scoring import References, chosen, classes, misses_by_kind, references
 from flywheel.serving import Endpoint, engine, options, remote
@@ -67,9 +71,12 @@ from flywheel.statistics import Groups, Power, conversations, estimates, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
-from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult
+from flywheel.types import Completion, Json, Record, Score, ScoreStatus, Trial, TrialResult
 
 _PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
+
+
+_RESUME = "the same command with --resume goes on from here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,6 @@ class _Run:
     ) -> None:
         self.experiment = experiment
         self.run_id = run_id
-        self.show = display.update
         self.desk = Desk(Storage(experiment.storage), run_id)
         self.tracker = Tracker(experiment, run_id, self.desk.storage)
         self.recording = False
@@ -166,23 +172,36 @@ class _Run:
         """How often earlier sessions of the run started engines, by model."""
         self.fresh = fresh or self._was_fresh()
         self.budget = Budget(experiment.budget)
+        self.monitor = Monitor(self.desk, display, self.budget)
+        self.show = self.monitor.update
+        self.facts: Json = {}
+        """What ``run.json`` says beside the run's state."""
         self.started = _now()
         self.commit = _commit()
 
     def go(self, address: str | None) -> Outcome:
         """Do everything, and leave word of how it ended."""
+        with logs.about(run=self.run_id):
+            return self._go(address)
+
+    def _go(self, address: str | None) -> Outcome:
         self.show("starting Ray", 0, 0)
         try:
             with connect(address) as self.cluster:
                 self._check()
                 self.desk.run.write_bytes("experiment.yaml", config.dump(self.experiment).encode())
                 self._note("running")
-                return self._turn()
+                with self.monitor:
+                    return self._turn()
         except KeyboardInterrupt:
             self._end("interrupted", "stopped by the user")
-            raise Interrupted("stopped; the same command with --resume goes on from here") from None
+            raise Interrupted(f"stopped; {_RESUME}") from None
+        except StorageError as error:  # no result: when the storage is back, the run goes on
+            self._end("interrupted", str(error))
+            raise StorageError(f"{error}; {_RESUME}") from error
         except FlywheelError as error:
-            self._end("failed", str(error))
+            if not self._end("failed", str(error)):
+                raise StorageError(f"{error}; {_RESUME}") from error
             raise
 
     def _turn(self) -> Outcome:
@@ -207,6 +226,7 @@ class _Run:
                 cleanup.callback(engine.stop_if_idle)
             cleanup.callback(self.pool.close)
             earlier = self._earlier(planned, manifest)
+            self.monitor.plan(planned)
             self._foretell([*planned, *longest[:samples]], manifest)
             planned += self._train(planned, samples, earlier)
             self._answer(planned)
@@ -219,8 +239,8 @@ class _Run:
             raise FlywheelError("; ".join(self.budget.sentences()))
         cascades = self._cascades(results, calibration)
         board = self._rank(results, cascades, manifest, calibration)
-        page = self._report()
-        self._track(board, page, results)
+        self._report()
+        self._track(results)
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
         limits = self.budget.sentences()
@@ -231,7 +251,7 @@ class _Run:
             board,
             manifest.to_json(),
             self.tracker.uri,
-            [*self.warnings, *limits, *self.tracker.warnings],
+            [*self.warnings, *limits, *recording.advice(self.run_id, self.tracker.warnings)],
         )
 
     # -- before any work ---------------------------------------------------------------------
@@ -401,6 +421,7 @@ class _Run:
         show = partial(self.show, f"training {feed.expected} {what}")
         show(0, 0)
         together = search.max_concurrent or min(self.cluster.room(needs), feed.expected)
+        feed = self.monitor.watch(feed, "training")
         fanout.map_over(step, feed, self.desk, together, show, needs, search.scheduler)
 
     def _answer(self, planned: Sequence[Trial]) -> None:
@@ -421,13 +442,14 @@ class _Run:
                 if spec is None:
                     endpoints = {trial.key: remote(candidate) for trial in mine}
                 else:
-                    served = held.enter_context(self.pool.lease(spec))
+                    served = self._lease(spec, held)
                     endpoints = {t.key: served.endpoint(_adapter(t)) for t in mine}
                 for asking in askings:
                     due = [trial for trial in mine if self._due(trial, asking.marker)]
                     step = partial(_ask_step, ask=asking.ask, desk=self.desk, endpoints=endpoints)
                     show = partial(self.show, f"{asking.doing} {candidate.title}")
-                    feed = sweep.Listed(due, self.desk, self.budget, asking.ended)
+                    listed = sweep.Listed(due, self.desk, self.budget, asking.ended)
+                    feed = self.monitor.watch(listed, "answering")
                     if due:
                         show(0, 0)
                         fanout.map_over(step, feed, self.desk, 1, show)
@@ -470,9 +492,20 @@ class _Run:
         needs = self.cluster.engine_needs(model)
         return EngineSpec.of(model, needs, self.run_id, adapters, max(ranks, default=0))
 
-    def _start_engine(self, spec: EngineSpec) -> AbstractContextManager[EngineSpec]:
-        self.show(f"starting the engine of {spec.config.model}", 0, 0)
-        return engine.serve(spec, local=self.cluster.ours)
+    def _lease(self, spec: EngineSpec, held: ExitStack) -> EngineSpec:
+        """An engine, for as long as ``held`` lasts."""
+        asked = time.monotonic()
+        served = held.enter_context(self.pool.lease(spec))
+        metrics.QUEUE_SECONDS.tell(time.monotonic() - asked, what="engine")
+        return served
+
+    @contextmanager
+    def _start_engine(self, spec: EngineSpec) -> Iterator[EngineSpec]:
+        model = spec.config.model
+        self.show(f"starting the engine of {model}", 0, 0)
+        with self.monitor.engine(model), engine.serve(spec, local=self.cluster.ours) as served:
+            self.monitor.engine_up(model)
+            yield served
 
     def _fit(self, specs: Sequence[EngineSpec]) -> bool:
         return self.cluster.holds([need for spec in specs for need in spec.needs])
@@ -558,15 +591,19 @@ class _Run:
                         session.ask(judge, endpoint, folders[trial.key], show)
             for trial in waiting:
                 session.write(folders[trial.key])
+                self._count_judge_errors(folders[trial.key])
         return session.close(folders)
 
     @contextmanager
     def _judges_endpoint(self, judge: JudgeConfig) -> Iterator[Endpoint]:
-        if judge.remote:
-            yield remote(judge)
-        else:
-            with self.pool.lease(self._spec(judge)) as served:
-                yield served.endpoint()
+        with ExitStack() as held:
+            local = not judge.remote
+            yield self._lease(self._spec(judge), held).endpoint() if local else remote(judge)
+
+    def _count_judge_errors(self, folder: Storage) -> None:
+        unscored = (s for s in trials.read_scores(folder) if s.status == ScoreStatus.UNSCORED)
+        for judge, count in Counter(s.judge for s in unscored if s.judge).items():
+            metrics.JUDGE_ERRORS.tell(count, judge=judge)
 
     # -- results -----------------------------------------------------------------------------
 
@@ -584,6 +621,7 @@ class _Run:
         else:
             result = self._succeeded(trial, folder)
         folder.write_json("result.json", result.to_json())
+        self.monitor.moved(trial, result.status)
         return result
 
     def _succeeded(self, trial: Trial, folder: Storage) -> TrialResult:
@@ -653,24 +691,15 @@ class _Run:
         self.desk.run.write_json("leaderboard.json", board.to_json())
         return board
 
-    def _report(self) -> str:
+    def _report(self) -> None:
         page = report.render(report.read(self.desk))
         self.desk.run.write_bytes("report.html", page.encode("utf-8", "replace"))
-        return page
 
-    def _track(self, board: Leaderboard, page: str, results: Sequence[TrialResult]) -> None:
-        self.show("recording in MLflow", 0, len(results))
-        for done, result in enumerate(results, start=1):
-            folder = self.desk.folder(result.trial)
-            with tempfile.TemporaryDirectory(prefix="flywheel-") as temporary:
-                has_adapter = folder.exists("adapter")
-                adapter = folder.download("adapter", Path(temporary)) if has_adapter else None
-                self.tracker.log_trial(
-                    result, self._completions(result.trial), trials.read_scores(folder), adapter
-                )
-            self.show("recording in MLflow", done, len(results))
+    def _track(self, results: Sequence[TrialResult]) -> None:
         succeeded = any(result.status == "succeeded" for result in results)
-        self.tracker.finish(board, page, "succeeded" if succeeded else "failed")
+        status = "succeeded" if succeeded else "failed"
+        show = partial(self.show, "recording in MLflow")
+        recording.send(self.desk, self.tracker, status, show)
 
     def _records(self, manifest: Manifest) -> list[Record]:
         return curation.load_split(self.desk.storage, manifest.fingerprint, "eval")
@@ -716,6 +745,7 @@ class _Run:
     def _note(self, status: str, error: str = "", **facts: Any) -> None:
         """Write ``run.json``: what this run is and how far it came."""
         finished = None if status == "running" else _now()
+        self.facts |= facts
         note = {"run": self.run_id, "status": status, "error": error, "started_at": self.started}
         self.desk.run.write_json(
             "run.json",
@@ -725,7 +755,8 @@ class _Run:
                 "tracking_uri": self.tracker.uri,
                 "engine_starts": dict(self.starts + self.pool.starts),
                 "fresh": self.fresh,
-                **facts,
+                "unsent": self.tracker.warnings,
+                **self.facts,
                 **self._provenance(),
             },
         )
@@ -735,12 +766,22 @@ class _Run:
         run = self.desk.run
         return run.exists("run.json") and bool(run.read_json("run.json").get("fresh"))
 
-    def _end(self, status: str, error: str) -> None:
-        """Leave word of a bad end; a request refused before any work leaves nothing."""
-        if self.desk.run.exists("run.json"):
-            self._note(status, error)
+    def _end(self, status: str, error: str) -> bool:
+        """Leave word of a bad end, if the storage takes it, and say whether it did.
+
+        A request refused before any work leaves nothing.
+        """
+        facts = logs.fields({"error": error}, status=status, folder=self.desk.run.url)
+        logs.log.error("run ended", extra=facts)
         if self.recording:
             self.tracker.finish(None, None, status)
+        try:
+            if self.desk.run.exists("run.json"):
+                self._note(status, error)
+        except StorageError as fault:  # then its state stays as it was, and it can be resumed
+            logs.log.error("run.json not written", extra=logs.fields(error=str(fault)))
+            return False
+        return True
 
 
 def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from flywheel import leaderboard
+from flywheel import leaderboard, logs
 from flywheel.storage import Storage
 
 if TYPE_CHECKING:
@@ -45,8 +45,11 @@ def board(folder: Storage, *, as_json: bool) -> None:
 
 
 def warnings(warnings: list[str]) -> None:
-    """One line each, beside the results."""
+    """One line each, beside the results; where there is a log, they stand in it."""
     for warning in warnings:
+        if logs.environment():
+            logs.log.warning(warning)
+            continue
         err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
 
 

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from flywheel.logs import fields, log
+
 
 class Display(Protocol):
     """Where a run says what it is doing."""
@@ -79,28 +81,50 @@ class Bars:
         self._progress.stop()
 
 
-class Lines:
-    """A line when a stage begins, every ten seconds, and when it ends: for logs."""
+class _Sparing:
+    """Says something when a stage begins, every ten seconds, and when it ends."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._stage = ""
         self._began = self._said = time.monotonic()
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Print if there is something new to say."""
+        """Say it if there is something new to say."""
         now = time.monotonic()
         new = stage != self._stage
         if new:
             self._stage, self._began = stage, now
         if new or now - self._said >= 10 or (total and done >= total):
             self._said = now
-            count = f" {done}/{total}" if total else ""
-            text = f"{stage}{count} ({now - self._began:.0f} s)"
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._say(stage, done, total, now - self._began)
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _say(self, stage: str, done: int, total: int, seconds: float) -> None:
+        raise NotImplementedError
+
+
+class Lines(_Sparing):
+    """Lines for people, on a stream that is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def _say(self, stage: str, done: int, total: int, seconds: float) -> None:
+        count = f" {done}/{total}" if total else ""
+        text = f"{stage}{count} ({seconds:.0f} s)"
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Logged(_Sparing):
+    """Lines of the log."""
+
+    def _say(self, stage: str, done: int, total: int, seconds: float) -> None:
+        log.info(
+            "progress", extra=fields(stage=stage, done=done, total=total, seconds=round(seconds, 1))
+        )
 
 
 def display(console: Console) -> Display:

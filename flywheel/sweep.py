@@ -26,8 +26,9 @@ _SAME = 100
 class Feed(Protocol):
     """Trials for `flywheel.fanout`."""
 
-    expected: int
-    """How many there will be, as far as is known."""
+    @property
+    def expected(self) -> int:
+        """How many there will be, as far as is known."""
 
     def next(self) -> Trial | None:
         """The next trial, or none when there is nothing more to start."""

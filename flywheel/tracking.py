@@ -1,8 +1,9 @@
 """MLflow: one parent run per experiment run, one child per trial, written by the driver alone.
 
 Everything goes through one `MlflowClient`, so nothing global is set. Runs are found again by their
-tags, so a resumed run adds to its own parent and repeats no child. MLflow is a witness, not a part
-of the proof: when it does not answer, the run goes on and `Tracker.warnings` says what is missing.
+tags, and points of metrics have the time of their run, so whatever is sent a second time is there
+once. MLflow is a witness, not a part of the proof: when it does not answer, the run goes on and
+`Tracker.warnings` says what is missing; `flywheel.recording` sends it later.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,10 +62,17 @@ class Tracker:
         self._manifest: Mapping[str, Any] = {}
         self._client: Any = None
         self._parent = ""
+        self._down = False
+        """Whether the server did not answer when it was last looked for."""
 
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Open the parent run, or the one that an interrupted run left; say what data it is on."""
         self._manifest = manifest
+        self.reach()
+
+    def reach(self) -> None:
+        """Look for the server, again if need be: what could not be opened is opened now."""
+        self.warnings.clear()
         with self._tolerate("opening the run"):
             self._open()
 
@@ -76,14 +83,20 @@ class Tracker:
         scores: Sequence[Score],
         adapter_dir: Path | None = None,
     ) -> None:
-        """Record one trial as a child run; one that is recorded already is left alone."""
+        """Record one trial as a child run; one that is recorded already is left alone.
+
+        Once the server has not answered, no further trial waits for it.
+        """
+        if self._down:
+            return
         with self._tolerate(f"recording trial {result.trial.label}"):
             self._open()
-            run_id, finished = self._child(result)
-            if finished:
+            info = self._child(result)
+            if info.status == "FINISHED":
                 return
+            run_id = info.run_id
             self._client.log_batch(run_id, params=_params(result))
-            metrics = _metrics(result)
+            metrics = _metrics(result, info.start_time)
             for start in range(0, len(metrics), BATCH):
                 self._client.log_batch(run_id, metrics=metrics[start : start + BATCH])
             self._client.set_tag(run_id, NOTE_TAG, result.error)
@@ -122,21 +135,24 @@ class Tracker:
 
     def _open(self) -> None:
         """Reach the server and find or create the parent; cheap when that is done."""
+        self._down = True
         _check_health(self.uri)
+        self._down = False
         if self._parent:
             return
         self._client = self._client or _client(self.uri)
         home = self._home()
         found = self._client.search_runs([home], f"tags.`{RUN_TAG}` = '{self._run_id}'")
-        tops = [run.info.run_id for run in found if PARENT_TAG not in run.data.tags]
+        tops = [run for run in found if PARENT_TAG not in run.data.tags]
         if tops:
-            self._client.update_run(tops[0], status="RUNNING")
-            self._parent = tops[0]
-            return
-        tags = {RUN_TAG: self._run_id, "flywheel.experiment": self._experiment.name}
-        run = self._client.create_run(home, tags=tags, run_name=self._run_id)
-        self._log_parent(run.info.run_id)
-        self._parent = run.info.run_id
+            parent = tops[0]
+            self._client.update_run(parent.info.run_id, status="RUNNING")
+        else:
+            tags = {RUN_TAG: self._run_id, "flywheel.experiment": self._experiment.name}
+            parent = self._client.create_run(home, tags=tags, run_name=self._run_id)
+        if not parent.data.params:  # they come last: without them it was cut off
+            self._log_parent(parent.info.run_id)
+        self._parent = parent.info.run_id
 
     def _home(self) -> str:
         """The MLflow experiment's id. A server decides by itself where artifacts live."""
@@ -155,10 +171,10 @@ class Tracker:
             "dataset": self._manifest.get("fingerprint", ""),
             "seed": experiment.seed,
         }
-        self._client.log_batch(run_id, params=_as_params(values))
         self._client.log_text(run_id, dump(experiment), "experiment.yaml")
         self._client.log_dict(run_id, dict(self._manifest), "manifest.json")
         self._log_dataset(run_id)
+        self._client.log_batch(run_id, params=_as_params(values))
 
     def _log_dataset(self, run_id: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -175,15 +191,14 @@ class Tracker:
         tags = [InputTag("mlflow.data.context", "eval")]
         self._client.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
-    def _child(self, result: TrialResult) -> tuple[str, bool]:
-        """The trial's run and whether it is complete; a failed or torn one is written again."""
+    def _child(self, result: TrialResult) -> Any:
+        """The trial's run (MLflow's ``RunInfo``); all but a finished one is written again."""
         home = self._home()
         mine = f"tags.`{TRIAL_TAG}` = '{result.key}' AND tags.`{PARENT_TAG}` = '{self._parent}'"
         for run in self._client.search_runs([home], mine):
-            return run.info.run_id, run.info.status == "FINISHED"
+            return run.info
         tags = {PARENT_TAG: self._parent, TRIAL_TAG: result.key, RUN_TAG: self._run_id}
-        run = self._client.create_run(home, tags=tags, run_name=result.trial.label)
-        return run.info.run_id, False
+        return self._client.create_run(home, tags=tags, run_name=result.trial.label).info
 
 
 def _default_uri(storage: Storage) -> str:
@@ -206,12 +221,15 @@ def _is_server(uri: str) -> bool:
 def _check_health(uri: str) -> None:
     """Ask whether the server is there; MLflow itself would retry for minutes."""
     if _is_server(uri):
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S)
+        reply = httpx.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_S)
+        if reply.is_server_error:  # what stands before a server that is away
+            reply.raise_for_status()
 
 
 def _client(uri: str) -> Any:
-    """A client of our own; usage statistics are not sent unless the user asks for them."""
+    """A client of our own; it sends no usage statistics and does not wait long, unless told to."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
@@ -253,16 +271,16 @@ def _as_params(values: Json) -> list[Any]:
     return [Param(name, str(value)[:VALUE_LIMIT]) for name, value in values.items()]
 
 
-def _metrics(result: TrialResult) -> list[Any]:
+def _metrics(result: TrialResult, at: int) -> list[Any]:
+    """All points, as of ``at`` (milliseconds): MLflow takes the same point again for the same."""
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
     values = {**_figures(result), **_numbers(result.training, "train_")}
-    points = [Metric(name, value, now, 0) for name, value in values.items()]
+    points = [Metric(name, value, at, 0) for name, value in values.items()]
     for name, series in result.training.items():
         if isinstance(series, list):
             steps = enumerate(v for v in series if isinstance(v, int | float))
-            points += [Metric(f"train_{name}", float(v), now, step) for step, v in steps]
+            points += [Metric(f"train_{name}", float(v), at, step) for step, v in steps]
     return points
 
 

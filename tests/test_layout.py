@@ -16,7 +16,7 @@ HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "mlflow", "elasticsearc
 ENTRY = {"__main__", "testing"}
 """May import anything: the program's front door, and the public fakes of all that lies below."""
 LAYERS = {
-    "base": {"types", "errors", "mistakes"},
+    "base": {"types", "errors", "mistakes", "logs"},
     "config": {"config", "spaces"},
     "pure": {
         "records", "normalising", "schemas", "fastlane", "redaction", "importers", "datasets",
@@ -25,15 +25,18 @@ LAYERS = {
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
-        "catalogue", "cluster", "progress",
+        "catalogue", "cluster", "metrics", "progress",
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "promotion",
     },
     "trials": {
         "planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout",
-        "loadtest", "cascading", "report",
+        "loadtest", "cascading", "report", "monitor",
     },
-    "runs": {"labelling", "pipeline", "paritycheck", "chosen", "service", "doctor"},
+    "runs": {
+        "labelling", "pipeline", "recording", "status", "paritycheck", "chosen", "service",
+        "doctor",
+    },
     "front": {"printing", "cli"},
 }  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}

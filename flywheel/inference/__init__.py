@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from flywheel import metrics
 from flywheel.inference.cache import Cache
 from flywheel.inference.journal import Journal, read
 from flywheel.inference.limits import Breaker, Gate, Pace
 from flywheel.inference.replies import Failure
+from flywheel.logs import about, fields, log
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
 from flywheel.types import Completion, Json
@@ -164,7 +166,10 @@ class _Session:
 
     async def _see_through(self, ask: Ask, client: Client, gate: Gate) -> None:
         known = await asyncio.to_thread(self._cache.get, ask.body) if self._cache else None
-        got = known or await self._ask(ask.body, client, gate)
+        with about(record=ask.record_id):
+            got = known or await self._ask(ask.body, client, gate)
+        outcome = "kept" if known else "failed" if got.error else "answered"
+        metrics.COMPLETIONS.tell(1, model=self._endpoint.model, outcome=outcome)
         completion = replace(got, record_id=ask.record_id)
         if self._errors or not completion.error:
             await self._journal.add(completion)
@@ -177,7 +182,9 @@ class _Session:
         self.asked += 1
         rules, failed, waits, first_sent = self._rules, 0, 0, 0.0
         while True:
+            came = time.monotonic()
             sent = await gate.enter()
+            metrics.QUEUE_SECONDS.tell(sent - came, what="request")
             first_sent = first_sent or sent
             try:
                 got = await client.ask(body)
@@ -188,14 +195,27 @@ class _Session:
                 wait = failure.retry_after_s + _jittered(rules.backoff_s, waits)
                 waits += 1
                 over = failed >= rules.attempts or spent + wait > rules.retry_for_s
+                _log(failure, waits, None if failure.final or over else wait)
                 if failure.final or over:
                     return Completion("", error=str(failure), latency_s=round(spent, 4))
             else:
                 gate.answered()
+                said = {"messages": body.get("messages"), "answer": got.message}
+                log.debug("answered", extra=fields(said, attempt=waits + 1))
                 return replace(got, latency_s=round(time.monotonic() - first_sent, 4))
             finally:
                 gate.leave()
             await asyncio.sleep(wait)
+
+
+def _log(failure: Failure, attempt: int, wait_s: float | None) -> None:
+    """Log an attempt that came to nothing; after ``wait_s`` there will be another."""
+    facts = {"status": failure.status, "attempt": attempt}
+    texts = {"error": str(failure)}
+    if wait_s is None:
+        log.error("request failed", extra=fields(texts, **facts))
+    else:
+        log.warning("request tried again", extra=fields(texts, wait_s=round(wait_s, 3), **facts))
 
 
 def _jittered(base_s: float, waits: int) -> float:

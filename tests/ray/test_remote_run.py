@@ -4,88 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import yaml
+from remote_bench import (
+    EVAL_SIZE,
+    SECRET,
+    Bench,
+    bench,
+    candidate,
+    guess,
+    interrupt,
+    judge,
+    judged_by,
+    slowly,
+    wait_for,
+)
 
 from flywheel.datasets import SPLITS
-from flywheel.sample_logs import ROUTER, write_sample_logs
+from flywheel.sample_logs import write_sample_logs
 from flywheel.scoring import TOOL_METRICS
 from flywheel.storage import Storage
-from flywheel.testing import (
-    FakeEndpoint,
-    Reply,
-    paced_reply,
-    tiny_model,
-    tool_reply,
-    verdict,
-)
+from flywheel.testing import FakeEndpoint, Reply, paced_reply, tiny_model
 from flywheel.types import Json, TrialResult
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
-SECRET = "sk-of-the-shop-1234567890"
 ANSWERS = {*TOOL_METRICS, "similarity"}
-EVAL_SIZE = 12
-
-
-def guess(body: Json) -> Json:
-    """A candidate that knows one tool."""
-    return tool_reply("track_order", {"order_id": "MM-1"})
-
-
-def judge(body: Json) -> Json:
-    """Rates equal answers 10 and others 2."""
-    reference, candidate = body["messages"][-1]["content"].split("<<<")[-2:]
-    return verdict(10 if reference.split(">>>")[0] == candidate.split(">>>")[0] else 2)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """An experiment file and where its runs go."""
-
-    file: Path
-    storage: Storage
-
-    @property
-    def runs(self) -> list[Storage]:
-        runs = self.storage.at("runs")
-        return [runs.at(name) for name in runs.names()]
-
-    @property
-    def run(self) -> Storage:
-        (only,) = self.runs
-        return only
-
-    def trials(self) -> list[Storage]:
-        folder = self.run.at("trials")
-        return [folder.at(name) for name in folder.names()]
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Run the file with the key in the environment, in a process group as a terminal does."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "flywheel", "run", str(self.file), *arguments],
-            env={**os.environ, "SHOP_KEY": SECRET},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def ended(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -93,31 +44,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("logs")
     write_sample_logs(folder, 300)
     return folder
-
-
-def bench(folder: Path, logs: Path, candidates: Sequence[Json], **changes: Any) -> Bench:
-    experiment = {
-        "name": "remote",
-        "logs": str(logs),
-        "workload": ROUTER,
-        "storage": str(folder / "storage"),
-        "dataset": {"eval_size": EVAL_SIZE},
-        "candidates": list(candidates),
-        "methods": {"base": {}},
-        "judge": None,
-        **changes,
-    }
-    file = folder / "remote.yaml"
-    file.write_text(yaml.safe_dump(experiment))
-    return Bench(file, Storage(str(folder / "storage")))
-
-
-def candidate(fake: FakeEndpoint, **fields: Any) -> Json:
-    return {"model": "guesser", "endpoint": fake.url, "api_key_env": "SHOP_KEY", **fields}
-
-
-def judged_by(fake: FakeEndpoint, **fields: Any) -> Json:
-    return {"model": "rater", "endpoint": fake.url, "calibration_pairs": 6, **fields}
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +91,8 @@ def test_a_run_leaves_what_the_design_says(finished: Finished) -> None:
     dataset = storage.at("datasets", fingerprint)
     assert dataset.names() == sorted([*SPLITS, "manifest.json", "rejections"])
     assert run.names() == [
-        "calibration.json", "experiment.yaml", "judge", "leaderboard.json", "report.html",
-        "run.json", "trials",
+        "calibration.json", "experiment.yaml", "judge", "leaderboard.json", "progress.json",
+        "report.html", "run.json", "trials",
     ]  # fmt: skip
     for trial in finished.bench.trials():
         assert trial.names() == [
@@ -447,34 +373,6 @@ def test_latency_cost_and_a_cascade_are_on_the_board(
     assert rows["cascade"]["blocked"].startswith("p95 unknown")  # logs do not tell production's
     for run in mine.runs:
         assert len(run.at("trials").names()) == 1
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def interrupt(process: subprocess.Popen[str]) -> str:
-    """Press Ctrl-C as a terminal does; what the run says, once nothing of it is left."""
-    started = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    gone, alive = psutil.wait_procs(started, timeout=20)
-    assert alive == []
-    assert gone
-    return err
-
-
-def slowly(answer: Callable[[Json], Json]) -> Callable[[Json], Json]:
-    def wait(body: Json) -> Json:
-        time.sleep(0.3)
-        return answer(body)
-
-    return wait
 
 
 def times_asked(fake: FakeEndpoint) -> Counter[str]:

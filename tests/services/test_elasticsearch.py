@@ -103,8 +103,8 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, target: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Passing)
+    def __init__(self, target: str, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Passing)
         self.target = target
         self.fault: Callable[[Asked], Answer] = lambda asked: None
         self.seen: list[Asked] = []
@@ -579,6 +579,60 @@ def test_the_same_dataset_comes_from_files_and_from_the_index_however_many_read(
         for readers in (1, 4)
     ]
     assert fingerprints == fingerprints[:1] * 6
+
+
+def gone_for(seconds: float, proxy: Proxy, back: list[Proxy]) -> Callable[[Asked], Answer]:
+    """From the third page on, connections break and are refused; later there is a new server."""
+    pages = iter(range(1, 1_000_000))
+    third = 3
+
+    def away() -> None:
+        proxy.shutdown()
+        proxy.server_close()
+        time.sleep(seconds)
+        back.append(Proxy(proxy.target, proxy.server_port))
+        back[0].serve_forever(0.02)
+
+    def fault(asked: Asked) -> Answer:
+        if back or proxy.fault is not fault or not asked.about("_search"):
+            return None
+        if next(pages) < third:
+            return None
+        proxy.fault = lambda asked: DROP
+        Thread(target=away, daemon=True).start()
+        return DROP
+
+    return fault
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("fault", ["busy", "refused"])
+def test_a_scan_disturbed_in_its_middle_gives_the_dataset_of_an_undisturbed_one(
+    tmp_path: Path, proxy: Proxy, index: str, fault: str
+) -> None:
+    logs = write_sample_logs(tmp_path / "logs", records=600)
+    place = proxy.url(index)
+    ingest(logs.files, place, lambda *_: None)
+    undisturbed = curate(_experiment(place), Storage(str(tmp_path / "one")), readers=2)
+    back: list[Proxy] = []
+    before = len(proxy.asked_for("_search"))
+    if fault == "busy":
+        proxy.fault = nth("_search", {3, 4, 6}, 429)
+    else:
+        proxy.fault = gone_for(2, proxy, back)
+    disturbed = curate(_experiment(place), Storage(str(tmp_path / "two")), readers=2)
+    searches = len(proxy.asked_for("_search")) - before
+    assert disturbed.fingerprint == undisturbed.fingerprint
+    assert disturbed.to_json()["rejected"] == undisturbed.to_json()["rejected"]
+    if fault == "refused":
+        (again,) = back
+        assert again.asked_for("_search")
+        again.shutdown()
+        again.server_close()
+    else:
+        assert searches > before
 
 
 def _experiment(logs: str) -> Experiment:

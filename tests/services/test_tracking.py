@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import os
+import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from mlflow_server import Server
 from sample_run import FINGERPRINT, MANIFEST, a_sample_run, an_experiment
 
 from flywheel.errors import ConfigError
@@ -50,34 +49,12 @@ def free_port():
 @pytest.fixture
 def server(tmp_path, free_port):
     """A real MLflow server on the store that a tracker writes by default."""
-    url, folder = f"http://127.0.0.1:{free_port}", tmp_path / "store"
-    folder.mkdir()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(free_port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "served")]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment = {**os.environ, **quiet}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    one = Server(tmp_path / "store", free_port)
     try:
-        _wait_for(url, process)
-        yield url, folder
+        one.start()
+        yield one.url, one.folder
     finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait_for(url, process):
-    for _ in range(240):
-        assert process.poll() is None, "the MLflow server ended by itself"
-        try:
-            if httpx.get(f"{url}/health", timeout=1).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    pytest.fail("the MLflow server did not start within two minutes")
+        one.stop(signal.SIGTERM)
 
 
 def runs_at(uri):
@@ -146,6 +123,44 @@ def test_a_resumed_run_repeats_nothing(tmp_path):
     assert len(children) == len(SAMPLE.results)
 
 
+def test_what_was_cut_off_is_sent_again_and_is_there_once(tmp_path):
+    storage = Storage(str(tmp_path / "runs"))
+    tracker = Tracker(an_experiment(), "demo-1", storage)
+    record_run(tracker)
+    client, (parent,), children = runs_at(tracker.uri)
+    trained = next(c for c in children if c.info.run_name == SAMPLE.results[2].trial.label)
+    for run in (parent, trained):  # as an outage leaves them
+        client.update_run(run.info.run_id, status="RUNNING")
+    time.sleep(0.01)  # another millisecond would be another point
+    again = Tracker(an_experiment(), "demo-1", storage)
+    record_run(again)
+    assert tracker.warnings == again.warnings == []
+    client, (parent,), children = runs_at(tracker.uri)
+    assert len(children) == len(SAMPLE.results)
+    assert "RUNNING" not in {run.info.status for run in (parent, *children)}
+    for name in ("train_loss", ACCURACY):
+        values = [m.value for m in client.get_metric_history(trained.info.run_id, name)]
+        assert len(values) == (3 if name == "train_loss" else 1)
+
+
+def test_a_parent_cut_off_at_its_beginning_is_completed(tmp_path):
+    from mlflow import MlflowClient
+
+    from flywheel.tracking import RUN_TAG
+
+    storage = Storage(str(tmp_path / "runs"))
+    tracker = Tracker(an_experiment(), "demo-1", storage)
+    client = MlflowClient(tracking_uri=tracker.uri)
+    home = client.create_experiment("flywheel", artifact_location=(tmp_path / "a").as_uri())
+    client.create_run(home, tags={RUN_TAG: "demo-1"}, run_name="demo-1")
+    record_run(tracker)
+    assert tracker.warnings == []
+    client, (parent,), _ = runs_at(tracker.uri)
+    assert parent.data.params["dataset"] == FINGERPRINT
+    names = {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert {"experiment.yaml", "manifest.json"} <= names
+
+
 def test_a_trial_that_failed_before_is_recorded_anew(tmp_path):
     storage = Storage(str(tmp_path / "runs"))
     good = SAMPLE.results[0]
@@ -165,8 +180,9 @@ def test_an_outage_is_a_warning_and_the_run_goes_on(tmp_path, free_port):
     tracker = Tracker(experiment, "demo-1", Storage(str(tmp_path)))
     began = time.monotonic()
     record_run(tracker)
+    tracker.reach()
     assert time.monotonic() - began < 20
-    assert len(tracker.warnings) == len(SAMPLE.results) + 2
+    assert len(tracker.warnings) == 1  # not one for every trial
     assert f"127.0.0.1:{free_port}" in tracker.warnings[0]
 
 
