@@ -12,9 +12,9 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -33,12 +33,14 @@ from flywheel import (
     planning,
     report,
     reuse,
+    sizing,
     sweep,
     trials,
     versions,
 )
+from flywheel.asking import Asked, Queue
 from flywheel.budget import Budget
-from flywheel.cluster import connect
+from flywheel.cluster import Want, connect
 from flywheel.config import (
     LEARNING,
     CandidateConfig,
@@ -152,7 +154,7 @@ class _Run:
         self.groups: Groups = {}
         """Eval records of one conversation."""
         self.power: Power | None = None
-        self.pool = Pool(self._start_engine, self._fit)
+        self.pool = Pool(self._start_engine, self._fit, engine.give_up)
         self.starts = _engine_starts(self.desk.run)
         """How often earlier sessions of the run started engines, by model."""
         self.fresh = fresh or self._was_fresh()
@@ -339,6 +341,9 @@ class _Run:
             else:
                 untrained = self._without(planned, "training.json", method=method)
                 waiting = [t for t in untrained if trials.stopped(self.desk.folder(t)) is None]
+                if not self.budget.bounds_work:  # else what is cheap should not be left out
+                    rows = curation.load_manifest(self.desk.storage, earlier.fingerprint)
+                    waiting = planning.longest_first(waiting, rows.splits["train"], self._weight)
                 listed = sweep.Listed(waiting, self.desk, self.budget, self._trained)
                 self._train_all(method, listed)
         return suggested
@@ -356,28 +361,53 @@ class _Run:
         fanout.map_over(step, feed, self.desk, together, show, needs, search.scheduler)
 
     def _answer(self, planned: Sequence[Trial]) -> None:
-        """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
+        """Ask what is trained: as many trials at once as have an engine's replica to themselves."""
         waiting = [t for t in self._without(planned, "answers.json") if not self._failed(t)]
-        work = [
-            (candidate, mine, None if candidate.remote else self._spec(candidate, waiting))
-            for candidate, mine in self._by_weights(waiting)
-            if mine
-        ]
-        for _, _, spec in work:
-            if spec:
-                self.pool.expect(spec)
-        for candidate, mine, spec in work:
-            with ExitStack() as held:
-                if spec is None:
-                    endpoints = {trial.key: remote(candidate) for trial in mine}
-                else:
-                    served = held.enter_context(self.pool.lease(spec))
-                    endpoints = {t.key: served.endpoint(_adapter(t)) for t in mine}
-                step = partial(_answer_step, desk=self.desk, endpoints=endpoints)
-                show = partial(self.show, f"answering with {candidate.title}")
-                show(0, 0)
-                feed = sweep.Listed(mine, self.desk, self.budget, self._answered)
-                fanout.map_over(step, feed, self.desk, 1, show)
+        if not waiting:
+            return
+        endpoints: dict[str, Endpoint] = {}
+        queues = self._queues(waiting, endpoints)
+        step = partial(_answer_step, desk=self.desk, endpoints=endpoints)
+        titles = list(dict.fromkeys(trial.candidate for trial in waiting))
+        whom = titles[0] if len(titles) == 1 else f"{len(titles)} candidates"
+        with Asked(queues, self.desk, self.budget, self._answered) as feed:
+            show = partial(self.show, f"answering with {whom}")
+            show(0, 0)
+            fanout.map_over(step, feed, self.desk, feed.places, show)
+
+    def _queues(self, waiting: Sequence[Trial], endpoints: dict[str, Endpoint]) -> list[Queue]:
+        """What is to be asked, by engine or endpoint; fills in where each trial is."""
+        remotes: dict[str, Queue] = {}
+        served: dict[str, tuple[EngineSpec, list[Trial]]] = {}
+        for candidate, mine in self._by_weights(waiting):
+            if candidate.remote and mine:
+                there = remote(candidate)
+                endpoints |= {trial.key: there for trial in mine}
+                remotes.setdefault(there.url, Queue(deque(), nullcontext)).trials.extend(mine)
+            elif mine:
+                spec = self._spec(candidate, waiting)
+                served.setdefault(spec.name, (spec, []))[1].extend(mine)
+        queues = []
+        replicas = self.cluster.share([self._want(*one) for one in served.values()])
+        for (spec, mine), copies in zip(served.values(), replicas, strict=True):
+            there_is = engine.located(spec.times(copies), local=self.cluster.ours)
+            endpoints |= {trial.key: there_is.endpoint(_adapter(trial)) for trial in mine}
+            self.pool.expect(there_is)
+            queues.append(Queue(deque(mine), partial(self.pool.lease, there_is), copies))
+        return [*remotes.values(), *queues]
+
+    def _want(self, spec: EngineSpec, mine: Sequence[Trial]) -> Want:
+        """At most a replica for each trial; what an answer takes grows with the weights."""
+        least = spec.config.min_replicas
+        most = max(least, min(spec.config.max_replicas or least, len(mine)))
+        work = len(mine) * sizing.token_bytes(self._weight(spec.config.model), spec.gpus)
+        return Want(spec.needs[0], least, most, work)
+
+    def _weight(self, model: str) -> float:
+        """How large a model is beside the others; all alike where one is still to be downloaded."""
+        local = [c.model for c in self.experiment.candidates if not c.remote]
+        sizes = [models.size(name) for name in (model, *local)]
+        return float(sizes[0].weight_bytes) if sizes[0] and all(sizes) else 1.0
 
     def _by_weights(
         self, planned: Sequence[Trial]

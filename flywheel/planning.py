@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from flywheel import adaptive, search
@@ -92,6 +92,30 @@ def of(
     )
 
 
+def longest_first(
+    trainings: Sequence[Trial], rows: int, weight: Callable[[str], float]
+) -> list[Trial]:
+    """Trainings in the order of what they compute, most first.
+
+    The last to end are short ones then, so that few GPUs idle at the end (Graham, 1969, Bounds on
+    multiprocessing timing anomalies).
+
+    Args:
+        trainings: Trials of methods that learn.
+        rows: How many the train split has.
+        weight: A model's size, in any unit; what a row takes grows with it.
+    """
+
+    def work(trial: Trial) -> float:
+        chosen = {**trial.settings["training"], **trial.parameters}
+        seen = min(chosen["max_train_records"] or rows, rows) * (chosen.get("epochs") or 1)
+        if chosen.get("steps"):
+            seen = chosen["steps"] * chosen["batch_records"]
+        return float(seen * weight(trial.model))
+
+    return sorted(trainings, key=work, reverse=True)
+
+
 def _points(experiment: Experiment, method: str) -> Iterator[Json]:
     config, how = getattr(experiment.methods, method), experiment.search
     return search.points(config, how.algorithm, how.samples, experiment.seed)
@@ -132,7 +156,7 @@ def _icl_choice(config: IclConfig, style: str) -> tuple[Json, Json]:
 
 def _trained_choice(config: TrainerConfig) -> tuple[Json, Json]:
     """People see rank, rate, length, and what else can be searched and is not the default."""
-    values = config.model_dump(exclude={"cpus", "gpus", "system_prompt"})
+    values = config.model_dump(exclude={"cpus", "gpus", "accelerator", "system_prompt"})
     default = type(config)().model_dump()
     length = "epochs" if values["steps"] is None else "steps"
     changed = [n for n in config.searchable() if n in values and values[n] != default[n]]

@@ -15,6 +15,7 @@ from flywheel.config import SERVABLE_RANKS
 GIB = 2**30
 _REST = 1.1
 """What the parts are multiplied with, for what is not counted."""
+_STEP = 10e9
 _BF16 = 2
 _ADAM = 4 + 4 + 4 + 4
 """Bytes of a trained parameter: itself, its gradient and Adam's two moments, in fp32."""
@@ -87,6 +88,14 @@ class Size:
     def trainer(self, rank: int) -> dict[str, float]:
         """GiB that LoRA training needs at least, by part; activations come on top."""
         return _gib(weights=self.weight_bytes, adapter=self.adapter_parameters(rank) * _ADAM)
+
+
+def token_bytes(weight_bytes: float, gpus: int) -> float:
+    """What a step of decoding takes, as bytes that each GPU reads.
+
+    Its share of the weights, and a constant for all else (some 5 ms at 2 TB/s).
+    """
+    return weight_bytes / max(1, gpus) + _STEP
 
 
 def needed(parts: Mapping[str, float]) -> float:

@@ -28,7 +28,9 @@ LAYERS = {
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "report", "promotion",
     },
-    "trials": {"planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout"},
+    "trials": {
+        "planning", "gate", "trials", "adaptive", "sweep", "asking", "reuse", "forecast", "fanout",
+    },
     "runs": {"pipeline", "paritycheck", "submitting", "service", "doctor"},
     "front": {"printing", "cli"},
 }  # fmt: skip

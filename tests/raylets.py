@@ -1,0 +1,279 @@
+"""Ray clusters of several nodes on this machine, as ``ray start`` makes them.
+
+`cluster` starts raylets side by side, with made-up CPUs, GPUs and accelerator types. With `hosts`
+each has a network namespace and a ``/tmp`` of its own: nodes reach each other only over addresses,
+and see one another's files only in the folder that all of them mount.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PYTHON = sys.executable
+STORE_BYTES = 100_000_000
+_START_S = 90
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node's processes run: this machine itself, or a network namespace of it."""
+
+    address: str = "127.0.0.1"
+    prefix: Sequence[str] = ()
+    """Command that enters it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node claims to have."""
+
+    cpus: int = 1
+    gpus: int = 0
+    kind: str = ""
+    """Accelerator type."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    place: Place = Place()
+
+
+@dataclass
+class Raylet:
+    """A running node."""
+
+    process: subprocess.Popen[bytes]
+
+    def lose(self) -> None:
+        """Kill -9 the raylet: its workers and its store go with it, as where a machine is lost."""
+        found = [p for p in self._all() if Path(p.exe()).name == "raylet"]
+        assert found
+        for one in found:
+            one.kill()
+        self.process.wait(30)
+
+    def stop(self) -> None:
+        """End it, and whatever is left of it."""
+        everything = self._all()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        for one in psutil.wait_procs(everything, timeout=10)[1]:
+            one.kill()
+
+    def _all(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+
+@dataclass
+class Cluster:
+    """A running cluster."""
+
+    address: str
+    environment: dict[str, str]
+    """Of a driver."""
+    place: Place
+    """Of the head, where drivers run."""
+    nodes: list[Raylet]
+    dashboard: str = ""
+
+    def python(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run Python on the head's host to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same, without waiting."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            env=self.environment,
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def command(self, *arguments: str) -> list[str]:
+        """Python with these arguments on the head's host."""
+        return [*self.place.prefix, PYTHON, *arguments]
+
+    def add(self, node: Node) -> Raylet:
+        """Let another node join."""
+        raylet = _start(node, [f"--address={self.address}"], self.environment)
+        self.nodes.append(raylet)
+        self.wait_for(sum(one.process.poll() is None for one in self.nodes))
+        return raylet
+
+    def wait_for(self, count: int) -> None:
+        """Until so many nodes are alive."""
+        code = (
+            "import ray, sys, time; ray.init(address=sys.argv[1], log_to_driver=False, "
+            "logging_level='error')\n"
+            "while sum(n['Alive'] for n in ray.nodes()) != int(sys.argv[2]): time.sleep(0.1)"
+        )
+        done = self.python("-c", code, self.address, str(count), timeout=_START_S)
+        assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def cluster(*nodes: Node, dashboard: bool = False) -> Iterator[Cluster]:
+    """Start these nodes, the head first; end all of them on the way out."""
+    folder = tempfile.mkdtemp(prefix="fw-", dir="/tmp")  # sockets' paths are short
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": _path()}
+    environment.pop("RAY_ADDRESS", None)
+    head, port = nodes[0], free_port()
+    options = ["--head", f"--port={port}", f"--temp-dir={folder}"]
+    board = free_port()
+    options += [f"--include-dashboard={dashboard}", f"--dashboard-port={board}"]
+    options += [f"--ray-client-server-port={free_port()}"]
+    address = f"{head.place.address}:{port}"
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        found = Cluster(
+            address, environment, head.place, [], f"http://{head.place.address}:{board}"
+        )
+        held.callback(lambda: [node.stop() for node in reversed(found.nodes)])
+        found.nodes.append(_start(head, options, environment))
+        _listens(head.place, port)
+        found.nodes += [_start(n, [f"--address={address}"], environment) for n in nodes[1:]]
+        found.wait_for(len(nodes))
+        yield found
+
+
+@contextmanager
+def hosts(count: int, shared: Path) -> Iterator[list[Place]]:
+    """Network namespaces on one bridge, each with a ``/tmp`` of its own but for ``shared``.
+
+    Skips the test where this kernel, or this user, may not make them.
+    """
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("network namespaces take root and iproute2")
+    shared.mkdir(parents=True, exist_ok=True)
+    tag = f"fw{os.getpid()}"
+    switch = f"{tag}s"
+    names = [f"{tag}h{n}" for n in range(count)]
+    with ExitStack() as held:
+        for name in (switch, *names):
+            _ip("netns", "add", name)
+            held.callback(_ip, "netns", "del", name)
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        for n, name in enumerate(names):
+            outer = f"port{n}"
+            _ip("link", "add", "eth", "netns", name, "type", "veth",
+                "peer", "name", outer, "netns", switch)  # fmt: skip
+            _ip("-n", switch, "link", "set", outer, "master", "bridge", "up")
+            _ip("-n", name, "addr", "add", f"10.77.0.{n + 1}/24", "dev", "eth")
+            _ip("-n", name, "link", "set", "eth", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield [held.enter_context(_host(n, name, shared)) for n, name in enumerate(names)]
+
+
+@contextmanager
+def _host(number: int, name: str, shared: Path) -> Iterator[Place]:
+    """Mount namespace of a host, held open by a process that sleeps in it."""
+    own_disk = (
+        f"mount --bind '{shared}' /mnt && mount -t tmpfs tmpfs /tmp && mkdir -p '{shared}' && "
+        f"mount --move /mnt '{shared}' && echo ready && exec sleep 3600"
+    )
+    command = ["ip", "netns", "exec", name, "unshare", "--mount", "sh", "-c", own_disk]
+    keeper = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == "ready\n"
+        enter = ["nsenter", f"--target={keeper.pid}", "--net", "--mount", f"--wdns={REPOSITORY}"]
+        yield Place(f"10.77.0.{number + 1}", [*enter, "--"])
+    finally:
+        keeper.kill()
+        keeper.wait()
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this kernel has no such networks: ip {' '.join(arguments)}: {done.stderr}")
+
+
+def _start(node: Node, options: Sequence[str], environment: Mapping[str, str]) -> Raylet:
+    resources = {f"accelerator_type:{node.kind}": 1} if node.kind else {}
+    ray = str(Path(PYTHON).with_name("ray"))
+    command = [*node.place.prefix, ray, "start", "--block", "--disable-usage-stats", *options]
+    command += [f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}"]
+    command += [f"--resources={json.dumps(resources)}", f"--object-store-memory={STORE_BYTES}"]
+    command += [f"--node-ip-address={node.place.address}"]
+    # By default those of any other node on this machine.
+    for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"):
+        command.append(f"--{name}={free_port()}")
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    process = subprocess.Popen(
+        command,
+        env={**environment, **node.environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return Raylet(process)
+
+
+def _listens(place: Place, port: int) -> None:
+    """Wait for the head's port: a node that comes earlier gives up."""
+    code = (
+        "import socket, sys, time\n"
+        "while socket.socket().connect_ex((sys.argv[1], int(sys.argv[2]))): time.sleep(0.1)"
+    )
+    command = [*place.prefix, PYTHON, "-c", code, place.address, str(port)]
+    subprocess.run(command, check=True, timeout=_START_S)
+
+
+def _path() -> str:
+    """Workers import the code under test, and the tests' own steps."""
+    return os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "ray")])
+
+
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nobody uses, and that nobody was told before: the kernel may give one twice."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
+
+
+def wait_until(what: object, seconds: float = 60.0) -> None:
+    """Ask again and again until the function says yes."""
+    assert callable(what)
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
