@@ -133,6 +133,7 @@ def _submit(
 
     from flywheel.submitting import Jobs
 
+    _hush()
     jobs = Jobs(address)
     job = jobs.find(experiment) if resume else None
     if job is None or job.status in {"FAILED", "STOPPED"}:

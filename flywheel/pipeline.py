@@ -390,10 +390,10 @@ class _Run:
         queues = []
         replicas = self.cluster.share([self._want(*one) for one in served.values()])
         for (spec, mine), copies in zip(served.values(), replicas, strict=True):
-            there_is = engine.located(spec.times(copies), local=self.cluster.ours)
-            endpoints |= {trial.key: there_is.endpoint(_adapter(trial)) for trial in mine}
-            self.pool.expect(there_is)
-            queues.append(Queue(deque(mine), partial(self.pool.lease, there_is), copies))
+            placed = engine.located(spec.times(copies), local=self.cluster.ours)
+            endpoints |= {trial.key: placed.endpoint(_adapter(trial)) for trial in mine}
+            self.pool.expect(placed)
+            queues.append(Queue(deque(mine), partial(self.pool.lease, placed), copies))
         return [*remotes.values(), *queues]
 
     def _want(self, spec: EngineSpec, mine: Sequence[Trial]) -> Want:

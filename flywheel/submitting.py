@@ -10,7 +10,6 @@ found again. Ray's own client sends Ray's token (``RAY_AUTH_MODE=token`` with ``
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import shlex
@@ -67,7 +66,6 @@ class Jobs:
             raise RequestError(f"--submit {address}: name the head's dashboard: http://head:8265")
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.ERROR)
         self.address = address.rstrip("/")
         # Ray lets RAY_ADDRESS overrule what it is told, but this variable overrules that.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address

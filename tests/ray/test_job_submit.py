@@ -144,7 +144,7 @@ def test_a_job_that_was_ended_is_gone_on_with_by_another(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert process.stderr is not None
-    (job,) = re.findall(r"job (\S+) at", process.stderr.readline())
+    (job,) = re.findall(r"job (\S+) at", process.stderr.readline())  # nothing before it
     stop = [RAY, "job", "stop", job]
     subprocess.run(stop, env=cluster, check=True, capture_output=True, timeout=60)
     _, err = process.communicate(timeout=60)
