@@ -1,8 +1,8 @@
 """Ray clusters of several nodes on this machine, as ``ray start`` makes them.
 
 `cluster` starts raylets side by side, with made-up CPUs, GPUs and accelerator types. With `hosts`
-each has a network namespace and a ``/tmp`` of its own: nodes reach each other only over addresses,
-and see one another's files only in the folder that all of them mount.
+each has a network namespace and a disk of its own, mounted at the same path on all of them: nodes
+reach each other only over addresses, and do not see what others write to their disks.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Place:
     address: str = "127.0.0.1"
     prefix: Sequence[str] = ()
     """Command that enters it."""
+    disk: str = ""
+    """A folder that only it sees; Ray's files and temporary ones are there."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Cluster:
 @contextmanager
 def cluster(*nodes: Node, dashboard: bool = False) -> Iterator[Cluster]:
     """Start these nodes, the head first; end all of them on the way out."""
-    folder = tempfile.mkdtemp(prefix="fw-", dir="/tmp")  # sockets' paths are short
+    folder = nodes[0].place.disk or _short_folder()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": _path()}
     environment.pop("RAY_ADDRESS", None)
     head, port = nodes[0], free_port()
@@ -168,14 +170,13 @@ def cluster(*nodes: Node, dashboard: bool = False) -> Iterator[Cluster]:
 
 
 @contextmanager
-def hosts(count: int, shared: Path) -> Iterator[list[Place]]:
-    """Network namespaces on one bridge, each with a ``/tmp`` of its own but for ``shared``.
+def hosts(count: int) -> Iterator[list[Place]]:
+    """Network namespaces on one bridge, each with a disk of its own.
 
     Skips the test where this kernel, or this user, may not make them.
     """
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("network namespaces take root and iproute2")
-    shared.mkdir(parents=True, exist_ok=True)
     tag = f"fw{os.getpid()}"
     switch = f"{tag}s"
     names = [f"{tag}h{n}" for n in range(count)]
@@ -193,26 +194,32 @@ def hosts(count: int, shared: Path) -> Iterator[list[Place]]:
             _ip("-n", name, "addr", "add", f"10.77.0.{n + 1}/24", "dev", "eth")
             _ip("-n", name, "link", "set", "eth", "up")
             _ip("-n", name, "link", "set", "lo", "up")
-        yield [held.enter_context(_host(n, name, shared)) for n, name in enumerate(names)]
+        disk = _short_folder()
+        held.callback(shutil.rmtree, disk)
+        yield [held.enter_context(_host(n, name, disk)) for n, name in enumerate(names)]
 
 
 @contextmanager
-def _host(number: int, name: str, shared: Path) -> Iterator[Place]:
-    """Mount namespace of a host, held open by a process that sleeps in it."""
-    own_disk = (
-        f"mount --bind '{shared}' /mnt && mount -t tmpfs tmpfs /tmp && mkdir -p '{shared}' && "
-        f"mount --move /mnt '{shared}' && echo ready && exec sleep 3600"
-    )
-    command = ["ip", "netns", "exec", name, "unshare", "--mount", "sh", "-c", own_disk]
+def _host(number: int, name: str, disk: str) -> Iterator[Place]:
+    """A host, held open by a process that sleeps in it."""
+    own = f"mount -t tmpfs tmpfs {disk} && echo ready && exec sleep 3600"
+    command = ["ip", "netns", "exec", name, "unshare", "--mount", "sh", "-c", own]
     keeper = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert keeper.stdout is not None
     try:
-        assert keeper.stdout is not None
         assert keeper.stdout.readline() == "ready\n"
         enter = ["nsenter", f"--target={keeper.pid}", "--net", "--mount", f"--wdns={REPOSITORY}"]
-        yield Place(f"10.77.0.{number + 1}", [*enter, "--"])
+        prefix = [*enter, "--", "env", f"TMPDIR={disk}"]
+        yield Place(f"10.77.0.{number + 1}", prefix, disk)
     finally:
         keeper.kill()
         keeper.wait()
+        keeper.stdout.close()
+
+
+def _short_folder() -> str:
+    """Ray's sockets lie in it, whose paths must be short."""
+    return tempfile.mkdtemp(prefix="fw-", dir="/tmp")
 
 
 def _ip(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs on two hosts that share one folder and nothing else: network namespaces."""
+"""Whole runs on two hosts, each with a network and a disk of its own: network namespaces."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pair:
 
     def logs(self, place: Place) -> str:
         """What replicas said on one of the hosts, which is on its own disk."""
-        find = "cat /tmp/fw-*/session_*/logs/serve/replica_*.log"
+        find = f"cat {place.disk}/session_2*/logs/serve/replica_*.log"
         done = subprocess.run(
             [*place.prefix, "sh", "-c", find], capture_output=True, text=True, check=False
         )
@@ -69,7 +69,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     }
     (shared / "hosts.yaml").write_text(yaml.safe_dump(experiment))
     with (
-        hosts(2, shared) as places,
+        hosts(2) as places,
         cluster(*(Node(2, place=place) for place in places)) as running,
     ):
         yield Pair(places, running, shared)
@@ -80,10 +80,11 @@ def results(board: str) -> dict[str, Json]:
 
 
 def test_a_folder_that_only_one_host_sees_is_refused_before_anything_starts(pair: Pair) -> None:
-    done = pair.cluster.python(*pair.command("--set=storage=/tmp/mine"))
+    mine = f"{pair.places[0].disk}/mine"
+    done = pair.cluster.python(*pair.command(f"--set=storage={mine}"))
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
-    assert "storage: /tmp/mine: not all nodes share it" in said
+    assert f"storage: {mine}: not all nodes share it" in said
     assert "not seen on 10.77.0.2:" in said
     assert "10.77.0.1:" not in said
 
