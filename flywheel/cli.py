@@ -131,13 +131,14 @@ def _submit(
     """Send the run as a job, or find the one that was sent; follow it to its end."""
     from dataclasses import asdict
 
-    from flywheel.submitting import Jobs
+    from flywheel.submitting import Jobs, command_for
 
     _hush()
+    command = command_for(file, [*arguments, *(["--resume"] if resume else [])])
     jobs = Jobs(address)
     job = jobs.find(experiment) if resume else None
     if job is None or job.status in {"FAILED", "STOPPED"}:
-        job = jobs.submit(file, experiment, [*arguments, *(["--resume"] if resume else [])])
+        job = jobs.submit(command, experiment)
     printing.err.print(f"job [bold]{job.id}[/] at {address}", highlight=False, soft_wrap=True)
     shown = sys.stderr if as_json else sys.stdout
     try:

@@ -49,6 +49,27 @@ class Job:
         return self.status in _ENDED
 
 
+def command_for(file: Path, arguments: Sequence[str]) -> str:
+    """What the job does: run an experiment file that lies in or below this folder.
+
+    Args:
+        file: The experiment file.
+        arguments: Further ones of ``flywheel run``.
+
+    Raises:
+        ConfigError: The file lies elsewhere.
+    """
+    here = Path.cwd().resolve()
+    try:
+        inside = file.resolve().relative_to(here).as_posix()
+    except ValueError:
+        raise ConfigError(
+            f"{file}: lies outside of {here}, the folder that is sent to the cluster; "
+            "start from a folder that holds it"
+        ) from None
+    return shlex.join(["python", "-m", "flywheel", "run", inside, *arguments])
+
+
 class Jobs:
     """The jobs of one cluster."""
 
@@ -72,31 +93,16 @@ class Jobs:
         with boundary(ClusterError, f"asking the Ray cluster at {self.address}"):
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, file: Path, experiment: Experiment, arguments: Sequence[str]) -> Job:
-        """Send this folder and the command that runs ``file`` in it.
-
-        Args:
-            file: The experiment file, in or below this folder.
-            experiment: What stands in it; names the job.
-            arguments: Further arguments of ``flywheel run``.
+    def submit(self, command: str, experiment: Experiment) -> Job:
+        """Send this folder and a command that runs the experiment in it; see `command_for`.
 
         Raises:
-            ConfigError: The file does not lie in this folder.
             ClusterError: The cluster does not take the job.
         """
-        here = Path.cwd()
-        try:
-            inside = file.resolve().relative_to(here.resolve()).as_posix()
-        except ValueError:
-            raise ConfigError(
-                f"{file}: lies outside of {here}, the folder that is sent to the cluster; "
-                "start from a folder that holds it"
-            ) from None
-        command = ["python", "-m", "flywheel", "run", inside, *arguments]
-        with boundary(ClusterError, f"submitting {file} to {self.address}"):
+        with boundary(ClusterError, f"submitting {experiment.name} to {self.address}"):
             name = self._client.submit_job(
-                entrypoint=shlex.join(command),
-                runtime_env={"working_dir": str(here)},
+                entrypoint=command,
+                runtime_env={"working_dir": str(Path.cwd())},
                 metadata={_METADATA: _identity(experiment)},
             )
         return self.look(name)

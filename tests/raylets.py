@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = sys.executable
 STORE_BYTES = 100_000_000
-_START_S = 90
+_START_S = 120
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Raylet:
     """A running node."""
 
     process: subprocess.Popen[bytes]
+    log: Path
 
     def lose(self) -> None:
         """Kill -9 the raylet: its workers and its store go with it, as where a machine is lost."""
@@ -78,6 +80,7 @@ class Raylet:
                 self.process.kill()
         for one in psutil.wait_procs(everything, timeout=10)[1]:
             one.kill()
+        self.log.unlink()
 
     def _all(self) -> list[psutil.Process]:
         try:
@@ -140,8 +143,15 @@ class Cluster:
             "logging_level='error')\n"
             "while sum(n['Alive'] for n in ray.nodes()) != int(sys.argv[2]): time.sleep(0.1)"
         )
-        done = self.python("-c", code, self.address, str(count), timeout=_START_S)
-        assert done.returncode == 0, done.stderr
+        waiting = self.start("-c", code, self.address, str(count))
+        try:
+            _, err = waiting.communicate(timeout=_START_S)
+            assert waiting.returncode == 0, err
+        except subprocess.TimeoutExpired:
+            waiting.kill()
+            waiting.communicate()
+            logs = "\n".join(node.log.read_text()[-2_000:] for node in self.nodes)
+            pytest.fail(f"not {count} nodes after {_START_S} s:\n{logs}")
 
 
 @contextmanager
@@ -239,13 +249,11 @@ def _start(node: Node, options: Sequence[str], environment: Mapping[str, str]) -
     for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"):
         command.append(f"--{name}={free_port()}")
     command += ["--min-worker-port=0", "--max-worker-port=0"]
-    process = subprocess.Popen(
-        command,
-        env={**environment, **node.environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    return Raylet(process)
+    with tempfile.NamedTemporaryFile(prefix="fw-", suffix=".log", delete=False) as log:
+        process = subprocess.Popen(
+            command, env={**environment, **node.environment}, stdout=log, stderr=log
+        )
+    return Raylet(process, Path(log.name))
 
 
 def _listens(place: Place, port: int) -> None:
@@ -267,12 +275,12 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody uses, and that nobody was told before: the kernel may give one twice."""
+    """A port that nobody uses and nobody was told of before; none of those that clients get."""
     while True:
+        port = random.randrange(10_000, 30_000)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
+            free = port not in _given and probe.connect_ex(("127.0.0.1", port)) != 0
+        if free:
             _given.add(port)
             return port
 
