@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from flywheel import adaptive, search
@@ -90,30 +90,6 @@ def of(
         seed=experiment.seed,
         settings={**_serving(experiment, candidate), **settings},
     )
-
-
-def longest_first(
-    trainings: Sequence[Trial], rows: int, weight: Callable[[str], float]
-) -> list[Trial]:
-    """Trainings in the order of what they compute, most first.
-
-    The last to end are short ones then, so that few GPUs idle at the end (Graham, 1969, Bounds on
-    multiprocessing timing anomalies).
-
-    Args:
-        trainings: Trials of methods that learn.
-        rows: How many the train split has.
-        weight: A model's size, in any unit; what a row takes grows with it.
-    """
-
-    def work(trial: Trial) -> float:
-        chosen = {**trial.settings["training"], **trial.parameters}
-        seen = min(chosen["max_train_records"] or rows, rows) * (chosen.get("epochs") or 1)
-        if chosen.get("steps"):
-            seen = chosen["steps"] * chosen["batch_records"]
-        return float(seen * weight(trial.model))
-
-    return sorted(trainings, key=work, reverse=True)
 
 
 def _points(experiment: Experiment, method: str) -> Iterator[Json]:

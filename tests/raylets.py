@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 PYTHON = sys.executable
 STORE_BYTES = 100_000_000
 _START_S = 120
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class Raylet:
 
     process: subprocess.Popen[bytes]
     log: Path
+
+    def joined(self) -> bool:
+        """Wait until the cluster knows it; false if it gives up, which Ray does after 30 s."""
+        deadline = time.monotonic() + _START_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if "Ray runtime started." in self.log.read_text():
+                return True
+            time.sleep(0.1)
+        return False
 
     def lose(self) -> None:
         """Kill -9 the raylet: its workers and its store go with it, as where a machine is lost."""
@@ -93,7 +103,6 @@ class Cluster:
     place: Place
     """Of the head, where drivers run."""
     nodes: list[Raylet]
-    dashboard: str = ""
 
     def python(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Run Python on the head's host to its end."""
@@ -127,49 +136,25 @@ class Cluster:
         """Let another node join."""
         raylet = _start(node, [f"--address={self.address}"], self.environment)
         self.nodes.append(raylet)
-        self.wait_for(sum(one.process.poll() is None for one in self.nodes))
         return raylet
-
-    def wait_for(self, count: int) -> None:
-        """Until so many nodes are alive."""
-        code = (
-            "import ray, sys, time; ray.init(address=sys.argv[1], log_to_driver=False, "
-            "logging_level='error')\n"
-            "while sum(n['Alive'] for n in ray.nodes()) != int(sys.argv[2]): time.sleep(0.1)"
-        )
-        waiting = self.start("-c", code, self.address, str(count))
-        try:
-            _, err = waiting.communicate(timeout=_START_S)
-            assert waiting.returncode == 0, err
-        except subprocess.TimeoutExpired:
-            waiting.kill()
-            waiting.communicate()
-            logs = "\n".join(node.log.read_text()[-2_000:] for node in self.nodes)
-            pytest.fail(f"not {count} nodes after {_START_S} s:\n{logs}")
 
 
 @contextmanager
-def cluster(*nodes: Node, dashboard: bool = False) -> Iterator[Cluster]:
+def cluster(*nodes: Node) -> Iterator[Cluster]:
     """Start these nodes, the head first; end all of them on the way out."""
     folder = nodes[0].place.disk or _short_folder()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": _path()}
     environment.pop("RAY_ADDRESS", None)
     head, port = nodes[0], free_port()
     options = ["--head", f"--port={port}", f"--temp-dir={folder}"]
-    board = free_port()
-    options += [f"--include-dashboard={dashboard}", f"--dashboard-port={board}"]
-    options += [f"--ray-client-server-port={free_port()}"]
-    address = f"{head.place.address}:{port}"
+    options += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
     with ExitStack() as held:
         held.callback(shutil.rmtree, folder, ignore_errors=True)
-        found = Cluster(
-            address, environment, head.place, [], f"http://{head.place.address}:{board}"
-        )
+        found = Cluster(f"{head.place.address}:{port}", environment, head.place, [])
         held.callback(lambda: [node.stop() for node in reversed(found.nodes)])
         found.nodes.append(_start(head, options, environment))
-        _listens(head.place, port)
-        found.nodes += [_start(n, [f"--address={address}"], environment) for n in nodes[1:]]
-        found.wait_for(len(nodes))
+        for node in nodes[1:]:
+            found.add(node)
         yield found
 
 
@@ -243,21 +228,19 @@ def _start(node: Node, options: Sequence[str], environment: Mapping[str, str]) -
     for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"):
         command.append(f"--{name}={free_port()}")
     command += ["--min-worker-port=0", "--max-worker-port=0"]
+    for _ in range(_TRIES):
+        raylet = _run(command, {**environment, **node.environment})
+        if raylet.joined():
+            return raylet
+        said = raylet.log.read_text()
+        raylet.stop()
+    pytest.fail(f"a node does not start:\n{said[-2_000:]}")
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> Raylet:
     with tempfile.NamedTemporaryFile(prefix="fw-", suffix=".log", delete=False) as log:
-        process = subprocess.Popen(
-            command, env={**environment, **node.environment}, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     return Raylet(process, Path(log.name))
-
-
-def _listens(place: Place, port: int) -> None:
-    """Wait for the head's port: a node that comes earlier gives up."""
-    code = (
-        "import socket, sys, time\n"
-        "while socket.socket().connect_ex((sys.argv[1], int(sys.argv[2]))): time.sleep(0.1)"
-    )
-    command = [*place.prefix, PYTHON, "-c", code, place.address, str(port)]
-    subprocess.run(command, check=True, timeout=_START_S)
 
 
 def _path() -> str:

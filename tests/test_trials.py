@@ -151,24 +151,6 @@ def test_what_optuna_suggests_is_not_planned() -> None:
     assert len(plan(fixed, "f")) == 1
 
 
-def test_the_longest_trainings_come_first_by_weights_rows_and_epochs() -> None:
-    lora = {"max_train_records": [100, 200, None], "epochs": [1, 3]}
-    two = [{"model": "org/small"}, {"model": "org/large"}]
-    one = experiment(candidates=two, methods={"lora": lora})
-    sizes = {"org/small": 1.0, "org/large": 2.0}
-    ordered = planning.longest_first(plan(one, "f"), 150, lambda model: sizes[model])
-    told = [trial.parameters for trial in ordered]
-    work = [
-        sizes[trial.model] * min(one.get("max_train_records") or 150, 150) * one["epochs"]
-        for trial, one in zip(ordered, told, strict=True)
-    ]
-    assert work == sorted(work, reverse=True)
-    assert sorted(t.key for t in ordered) == sorted(t.key for t in plan(one, "f"))
-    by_steps = experiment(methods={"lora": {"steps": [10, 30, 20], "batch_records": 2}})
-    ordered = planning.longest_first(plan(by_steps, "f"), 150, lambda model: 1.0)
-    assert [trial.parameters["steps"] for trial in ordered] == [30, 20, 10]
-
-
 def test_random_draws_are_trials_known_beforehand() -> None:
     lora = {"rank": [8, 16], "learning_rate": {"loguniform": [1e-4, 1e-2]}}
     search = {"algorithm": "random", "samples": 4}

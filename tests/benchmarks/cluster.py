@@ -3,8 +3,8 @@
     python -m tests.benchmarks.cluster [--simulate]
 
 Two parts. `simulate` runs no process and waits for nothing: events in simulated seconds drive the
-product's own decisions (`planning.plan` and `longest_first`, `sweep.Listed`, `Cluster.room` and
-`share`, `asking.Asked`), with given service times of trainers and engines on 128 made-up GPUs.
+product's own decisions (`planning.plan`, `forecast.longest_first`, `sweep.Listed`, `asking.Asked`,
+`Cluster.room` and `share`), with given service times of trainers and engines on 128 made-up GPUs.
 `really` starts a Ray cluster of four nodes with two made-up GPUs each and sends sleeping trainings
 over it through Ray Tune, as a run does. Each writes its part of ``results/cluster.json``, and the
 simulation the chart ``docs/cluster.svg``.
@@ -29,7 +29,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flywheel import config, planning, sizing
+from flywheel import config, forecast, planning, sizing
 from flywheel.asking import Asked, Queue
 from flywheel.budget import Budget
 from flywheel.cluster import Cluster, Want
@@ -206,7 +206,7 @@ def _train(
     """As `pipeline` does: longest first, as many at once as the cluster has room for."""
     assert wanted.methods.lora is not None
     needs = cluster.trainer_needs(wanted.methods.lora)
-    ordered = planning.longest_first(trained, ROWS, lambda model: MODELS[model].billions)
+    ordered = forecast.longest_first(trained, ROWS, lambda model: MODELS[model].billions)
     feed = Listed(ordered, desk, _budget(clock), lambda trial: None)
 
     def seconds(trial: Trial) -> float:
