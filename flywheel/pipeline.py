@@ -342,8 +342,9 @@ class _Run:
                 untrained = self._without(planned, "training.json", method=method)
                 waiting = [t for t in untrained if trials.stopped(self.desk.folder(t)) is None]
                 if not self.budget.bounds_work:  # else what is cheap should not be left out
-                    rows = curation.load_manifest(self.desk.storage, earlier.fingerprint)
-                    waiting = forecast.longest_first(waiting, rows.splits["train"], self._weight)
+                    manifest = curation.load_manifest(self.desk.storage, earlier.fingerprint)
+                    records = manifest.splits["train"]
+                    waiting = forecast.longest_first(waiting, records, self._weight)
                 listed = sweep.Listed(waiting, self.desk, self.budget, self._trained)
                 self._train_all(method, listed)
         return suggested
