@@ -7,7 +7,6 @@ storage. Both lean on private names of ``ray.serve.llm``; see `flywheel.serving.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import tempfile
 from pathlib import Path
@@ -24,9 +23,6 @@ from flywheel.rendering import Renderer
 from flywheel.serving.tool_parsers import parser_of
 from flywheel.storage import Storage
 
-_LOG = logging.getLogger("ray.serve")
-"""Goes to the replica's own file among Ray's logs."""
-
 
 class AdapterLoader(LoraModelLoader):  # type: ignore[misc]
     """Loads adapter ``<model>:<trial key>`` from ``<trials folder>/<trial key>/adapter``."""
@@ -39,7 +35,6 @@ class AdapterLoader(LoraModelLoader):  # type: ignore[misc]
         folder = await asyncio.to_thread(trials.download, f"{key}/adapter", target)
         if not (folder / "adapter_config.json").is_file():
             raise FileNotFoundError(f"no adapter at {trials.url}/{key}/adapter")
-        _LOG.info("adapter %s comes from %s", key, folder)
         return DiskMultiplexConfig(
             model_id=lora_model_id,
             max_total_tokens=None,

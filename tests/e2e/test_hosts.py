@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +31,6 @@ class Pair:
     def command(self, *arguments: str) -> list[str]:
         file = str(self.shared / "hosts.yaml")
         return ["-m", "flywheel", "run", file, f"--address={self.cluster.address}", *arguments]
-
-    def logs(self, place: Place) -> str:
-        """What replicas said on one of the hosts, which is on its own disk."""
-        find = f"cat {place.disk}/session_2*/logs/serve/replica_*.log"
-        done = subprocess.run(
-            [*place.prefix, "sh", "-c", find], capture_output=True, text=True, check=False
-        )
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +66,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield Pair(places, running, shared)
 
 
-def results(board: str) -> dict[str, Json]:
-    found = [row["result"] for row in json.loads(board)["rows"]]
-    return {result["key"]: result for result in found}
-
-
-def scored(found: dict[str, Json]) -> dict[str, dict[str, int]]:
-    """How many records each trial has by metric; models that talk nonsense score nothing."""
-    return {k: {name: m["n"] for name, m in r["metrics"].items()} for k, r in found.items()}
+def everything_is_there(board: str) -> None:
+    """Every trial ended well and has a score of every record, or why it has none."""
+    results = [row["result"] for row in json.loads(board)["rows"]]
+    assert [result["status"] for result in results] == ["succeeded"] * 3
+    assert {m["n"] for result in results for m in result["metrics"].values()} == {EVAL_SIZE}
 
 
 def test_a_folder_that_only_one_host_sees_is_refused_before_anything_starts(pair: Pair) -> None:
@@ -95,40 +83,24 @@ def test_a_folder_that_only_one_host_sees_is_refused_before_anything_starts(pair
     assert "10.77.0.1:" not in said
 
 
-@pytest.fixture(scope="module")
-def undisturbed(pair: Pair) -> dict[str, Json]:
+def test_a_whole_run_spreads_over_two_hosts(pair: Pair) -> None:
     done = pair.cluster.python(*pair.command("--json"), timeout=400)
     assert done.returncode == 0, done.stderr
-    return results(done.stdout)
+    everything_is_there(done.stdout)
 
 
-def test_a_whole_run_over_two_hosts_has_every_trials_result(undisturbed: dict[str, Json]) -> None:
-    assert len(undisturbed) == 3
-    assert {result["status"] for result in undisturbed.values()} == {"succeeded"}
-    assert all(set(n.values()) == {EVAL_SIZE} for n in scored(undisturbed).values())
-
-
-def test_each_host_serves_adapters_out_of_the_storage(
-    pair: Pair, undisturbed: dict[str, Json]
-) -> None:
-    loaded = [pair.logs(place).count("comes from") for place in pair.places]
-    assert min(loaded) >= 1, loaded
-
-
-def test_a_host_lost_in_the_middle_changes_no_result(
-    pair: Pair, undisturbed: dict[str, Json]
-) -> None:
+def test_a_run_that_loses_a_host_while_it_asks_ends_with_every_result(pair: Pair) -> None:
     runs = pair.shared / "storage" / "runs"
-    before = set(runs.iterdir())
+    before = set(runs.glob("*"))
     driver = pair.cluster.start(*pair.command("--json", "--fresh"))
 
-    def answering() -> bool:
-        return any(r.glob("trials/*/completions/*") for r in set(runs.iterdir()) - before)
+    def asking() -> bool:
+        mine = set(runs.glob("*")) - before
+        asked = any(any(run.glob("trials/*/completions/*")) for run in mine)
+        return asked or driver.poll() is not None
 
-    wait_until(lambda: driver.poll() is not None or answering(), 300)
+    wait_until(asking, 400)
     pair.cluster.nodes[1].lose()
     out, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
-    again = results(out)
-    assert scored(again) == scored(undisturbed)
-    assert {result["status"] for result in again.values()} == {"succeeded"}
+    everything_is_there(out)
