@@ -116,17 +116,22 @@ class Cluster:
             check=False,
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """The same, without waiting."""
-        return subprocess.Popen(
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """The same, without waiting; killed on the way out if it still runs."""
+        process = subprocess.Popen(
             self.command(*arguments),
             env=self.environment,
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
         )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def command(self, *arguments: str) -> list[str]:
         """Python with these arguments on the head's host."""
@@ -262,7 +267,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until(what: object, seconds: float = 60.0) -> None:
+def wait_until(what: object, seconds: float = 180.0) -> None:
     """Ask again and again until the function says yes."""
     assert callable(what)
     deadline = time.monotonic() + seconds

@@ -92,15 +92,15 @@ def test_a_whole_run_spreads_over_two_hosts(pair: Pair) -> None:
 def test_a_run_that_loses_a_host_while_it_asks_ends_with_every_result(pair: Pair) -> None:
     runs = pair.shared / "storage" / "runs"
     before = set(runs.glob("*"))
-    driver = pair.cluster.start(*pair.command("--json", "--fresh"))
 
     def asking() -> bool:
         mine = set(runs.glob("*")) - before
         asked = any(any(run.glob("trials/*/completions/*")) for run in mine)
         return asked or driver.poll() is not None
 
-    wait_until(asking, 400)
-    pair.cluster.nodes[1].lose()
-    out, err = driver.communicate(timeout=400)
+    with pair.cluster.running(*pair.command("--json", "--fresh")) as driver:
+        wait_until(asking, 400)
+        pair.cluster.nodes[1].lose()
+        out, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     everything_is_there(out)

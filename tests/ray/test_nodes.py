@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -75,11 +76,11 @@ def test_what_a_lost_node_was_training_is_trained_by_another(
 ) -> None:
     lost = three.add(Node(8, 3, "L4"))
     plan = {"trials": 6, "seconds": 4, "gpus": 1, "together": 6}
-    driver = three.start(SLEEPERS, three.address, str(tmp_path), json.dumps(plan))
     folder = tmp_path / "0" / "runs" / "sleepers" / "trials"
-    wait_until(lambda: len(list(folder.glob("*/tries.json"))) == 6)
-    lost.lose()
-    out, err = driver.communicate(timeout=200)
+    with three.running(SLEEPERS, three.address, str(tmp_path), json.dumps(plan)) as driver:
+        wait_until(lambda: len(list(folder.glob("*/tries.json"))) == 6)
+        lost.lose()
+        out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     trials = json.loads(out)[0]["trials"]  # whatever Ray has to say of the loss
     assert [one for one in trials if "failed" in one] == []
@@ -126,7 +127,7 @@ def test_nodes_with_other_packages_are_refused_by_name_version_and_node(
     done = three.python("-m", "flywheel", "run", str(file), f"--address={three.address}")
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
-    assert "transformers is 5.19.0 at the driver, but 4.0.1 on 127.0.0.1:" in said
+    assert re.search(r"transformers is [\d.]+ at the driver, but 4\.0\.1 on [\d.]+:\d+\.", said)
     assert "peft is" in said
     assert "ray is" not in said
     assert not (tmp_path / "storage" / "runs").exists()
