@@ -257,9 +257,12 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody uses and nobody was told of before; none of those that clients get."""
+    """A port that nobody uses and nobody was told of before.
+
+    None of those that Ray gives its workers, which are lower, or the kernel its clients.
+    """
     while True:
-        port = random.randrange(10_000, 30_000)
+        port = random.randrange(20_000, 32_000)
         with socket.socket() as probe:
             free = port not in _given and probe.connect_ex(("127.0.0.1", port)) != 0
         if free:
