@@ -18,6 +18,12 @@ class Budget:
         self.refused: dict[str, int] = {}
         """How many trials were not started, by the limit that was reached."""
 
+    @property
+    def bounds_work(self) -> bool:
+        """Whether there is a limit on what trials take, not only on how many there are."""
+        limits = (self.limits.gpu_hours, self.limits.dollars, self.limits.hours)
+        return any(limit is not None for limit in limits)
+
     def spend(self, gpu_hours: float, dollars: float) -> None:
         """Add what a training or an answering took."""
         self.gpu_hours += gpu_hours

@@ -21,6 +21,7 @@ from flywheel import __version__, config, doctor, leaderboard, printing
 from flywheel.errors import (
     DataError,
     FlywheelError,
+    Interrupted,
     ParityError,
     RequestError,
     StorageError,
@@ -95,6 +96,12 @@ def run(
         bool, typer.Option("--fresh", help="Run anew what earlier runs have finished.")
     ] = False,
     address: Address = None,
+    submit: Annotated[
+        str | None,
+        typer.Option(
+            "--submit", metavar="URL", help="Send it as a job to this Ray head: http://head:8265."
+        ),
+    ] = None,
     *,
     verbose: Annotated[bool, typer.Option(help="Show the libraries' own logs.")] = False,
     log_format: Annotated[
@@ -111,9 +118,22 @@ def run(
 
     if log_texts and not log_format:
         raise RequestError("--log-texts says what a log may hold: name --log-format, too")
+    overrides = _overrides(settings, logs)
+    loaded = config.load(experiment, overrides)
+    if submit is not None:
+        if address is not None:
+            raise RequestError("--submit sends the run to a cluster, --address joins one: name one")
+        flags = {"--fresh": fresh, "--verbose": verbose, "--log-texts": log_texts}
+        log_as = [f"--log-format={log_format}"] if log_format else []
+        arguments = [
+            *(f"--set={one}" for one in overrides),
+            *(f for f in flags if flags[f]),
+            *log_as,
+        ]
+        _submit(submit, experiment, loaded, arguments, resume=resume, as_json=as_json)
+        return
     if log_format:
         configure(log_format, texts=log_texts)
-    loaded = config.load(experiment, _overrides(settings, logs))
     run_id = pipeline.unfinished_run(loaded) if resume else None
     if resume and run_id is None:
         raise RequestError(f"{experiment}: no unfinished run of it in {loaded.storage}")
@@ -141,6 +161,42 @@ def run(
         )
         ui = f"mlflow ui --backend-store-uri {outcome.tracking_uri}"
         printing.out.print(f"mlflow  {ui}", soft_wrap=True, highlight=False)
+
+
+def _submit(
+    address: str,
+    file: Path,
+    experiment: config.Experiment,
+    arguments: list[str],
+    *,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Send the run as a job, or find the one that was sent; follow it to its end."""
+    from dataclasses import asdict
+
+    from flywheel.submitting import Jobs, command_for
+
+    _hush()
+    command = command_for(file, [*arguments, *(["--resume"] if resume else [])])
+    jobs = Jobs(address)
+    job = jobs.find(experiment) if resume else None
+    if job is None or job.status in {"FAILED", "STOPPED"}:
+        job = jobs.submit(command, experiment)
+    printing.err.print(f"job [bold]{job.id}[/] at {address}", highlight=False, soft_wrap=True)
+    shown = sys.stderr if as_json else sys.stdout
+    try:
+        job = jobs.follow(job, lambda text: print(text, end="", file=shown, flush=True))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"detached; job {job.id} goes on. Come back with the same command and --resume; "
+            f"end it with: ray job stop {job.id} --address {address}"
+        ) from None
+    if as_json:
+        printing.dump(asdict(job))
+    if job.status != "SUCCEEDED":
+        printing.err.print(f"job {job.id} {job.status}: {printing.escape(job.message)}")
+        raise typer.Exit(job.exit_code or 1)
 
 
 @app.command()
@@ -342,7 +398,7 @@ def curate(
     as_json: AsJson = False,
 ) -> None:
     """Make an experiment's dataset and nothing else; show what became of every line."""
-    from flywheel import curation
+    from flywheel import curation, nodes
     from flywheel.cluster import connect
 
     loaded = config.load(experiment, _overrides(settings, logs))
@@ -351,7 +407,8 @@ def curate(
     shown = display(printing.err)
     try:
         shown.update("starting Ray", 0, 0)
-        with connect(address):
+        with connect(address) as cluster:
+            nodes.check(cluster, storage)
             manifest = curation.curate(loaded, storage, shown.update)
     finally:
         shown.close()

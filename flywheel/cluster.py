@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,18 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
+class Want:
+    """An engine that is to be started, and how many replicas of it make sense."""
+
+    needs: Needs
+    """Of one replica."""
+    least: int
+    most: int
+    work: float
+    """What all its trials take on one replica, in a unit that all engines share."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """The alive nodes' resources, head first, and whether we started it."""
 
@@ -54,7 +67,7 @@ class Cluster:
 
     def trainer_needs(self, config: LoraConfig | FullConfig) -> Needs:
         """What one trainer holds."""
-        return self._needs(config.cpus, config.gpus, None)
+        return self._needs(config.cpus, config.gpus, config.accelerator)
 
     def require(self, needs: Needs, what: str, copies: int = 1) -> None:
         """Check that one node can hold this, and all nodes together that many of it.
@@ -102,6 +115,29 @@ class Cluster:
     def room(self, needs: Needs) -> int:
         """How many of these the cluster holds at the same time."""
         return sum(_times(needs, node) for node in self.nodes)
+
+    def share(self, wants: Sequence[Want]) -> list[int]:
+        """How many replicas each engine gets, so that all have about the same to do.
+
+        Each gets the least it wants. What is left goes, one by one, to the engine with the most
+        work for each of its replicas, as long as all that fit side by side still do.
+        """
+        counts, held = [want.least for want in wants], list[Needs]()
+        beside = []
+        for number, want in enumerate(wants):  # those left out wait until others have ended
+            if self.holds([*held, *[want.needs] * want.least]):
+                held += [want.needs] * want.least
+                beside.append(number)
+        while True:
+            beside.sort(key=lambda number: wants[number].work / counts[number], reverse=True)
+            for number in beside:
+                want = wants[number]
+                if counts[number] < want.most and self.holds([*held, want.needs]):
+                    counts[number] += 1
+                    held.append(want.needs)
+                    break
+            else:
+                return counts
 
     def require_key(self, name: str | None) -> None:
         """Check that workers find a key in their environment, which need not be the driver's.
@@ -165,7 +201,9 @@ def connect(address: str | None = None) -> Iterator[Cluster]:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is data of ours
     try:
-        yield describe(ours=address is None)
+        # What nodes have to say Ray prints to the standard output, which belongs to results.
+        with redirect_stdout(sys.stderr):
+            yield describe(ours=address is None)
     finally:
         ray.shutdown()
 

@@ -52,6 +52,8 @@ _SLIVER = 0.001
 """Ray CPUs of a Tune trial."""
 _SLACK = 0.05
 """Ray CPUs that a task asks for less than it holds: slivers need them."""
+_LOST = 1
+"""How often a trial whose process ended is begun again: its machine may have been taken away."""
 _PERCENT = 100
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -110,6 +112,7 @@ def map_over(
             run_config=tune.RunConfig(
                 name=f"tune-{time.time_ns()}",
                 storage_path=desk.run.at("tune").url,
+                failure_config=tune.FailureConfig(max_failures=_LOST),
                 verbose=0,
                 callbacks=[_Tell(feed, progress)],
             ),
@@ -136,8 +139,8 @@ class _Source(Searcher):  # type: ignore[misc]
         return {}
 
     def suggest(self, trial_id: str) -> Json | str | None:
-        """The next trial's key, its spec being in its folder; none while all places are taken."""
-        if len(self.running) >= self.concurrent:
+        """The next trial's key, its spec being in its folder; none while no place is free."""
+        if len(self.running) >= self.concurrent or not self.feed.ready:
             return None
         trial = self.feed.next()
         if trial is None:
@@ -289,7 +292,7 @@ def _task(
         num_gpus=needs.gpus,
         scheduling_strategy=outside,
         num_returns="streaming",
-        max_retries=1,  # the machine may have been taken away; twice is no accident
+        max_retries=_LOST,  # twice is no accident
         **kind,
     )
     for item in task.remote(key, step, desk, time.time()):

@@ -95,6 +95,26 @@ def forecast(
     return Forecast(training / max(1, together), answering, tuple(unknown))
 
 
+def longest_first(
+    trainings: Sequence[Trial], train_records: int, weight: Callable[[str], float]
+) -> list[Trial]:
+    """Trainings in the order of what they compute, most first.
+
+    The last to end are short ones then, so that few GPUs idle at the end (Graham, 1969, Bounds on
+    multiprocessing timing anomalies).
+
+    Args:
+        trainings: Trials of methods that learn.
+        train_records: Size of the train split.
+        weight: A model's size, in any unit; what a record takes grows with it.
+    """
+
+    def work(trial: Trial) -> float:
+        return _seen(trial, train_records) * weight(trial.model)
+
+    return sorted(trainings, key=work, reverse=True)
+
+
 def _of(folder: Storage) -> list[tuple[Work, float]]:
     """What one trial tells."""
     if not folder.exists("spec.json") or folder.exists("reused.json"):

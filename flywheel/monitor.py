@@ -190,6 +190,11 @@ class _Watched:
         """The feed's."""
         return self._feed.expected
 
+    @property
+    def ready(self) -> bool:
+        """The feed's."""
+        return self._feed.ready
+
     def next(self) -> Trial | None:
         """The feed's next."""
         trial = self._feed.next()

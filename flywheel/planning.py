@@ -133,7 +133,7 @@ def _icl_choice(config: IclConfig, style: str) -> tuple[Json, Json]:
 
 def _trained_choice(config: TrainerConfig) -> tuple[Json, Json]:
     """People see rank, rate, length, and what else can be searched and is not the default."""
-    values = config.model_dump(exclude={"cpus", "gpus", "system_prompt"})
+    values = config.model_dump(exclude={"cpus", "gpus", "accelerator", "system_prompt"})
     default = type(config)().model_dump()
     length = "epochs" if values["steps"] is None else "steps"
     changed = [n for n in config.searchable() if n in values and values[n] != default[n]]

@@ -18,6 +18,7 @@ from flywheel.config import SERVABLE_RANKS
 GIB = 2**30
 _REST = 1.1
 """What the parts are multiplied with, for what is not counted."""
+_STEP = 10e9
 _BF16 = 2
 _ADAM = 4 + 4 + 4 + 4
 """Bytes of a trained parameter: itself, its gradient and Adam's two moments, in fp32."""
@@ -150,6 +151,14 @@ class Size:
     def answer_tokens_per_s(self, gpu: Gpu, gpus: int, in_flight: int) -> float:
         """Tokens it writes a second: all weights are read once for one token of each request."""
         return in_flight * READING * gpus * gpu.gb_per_s * 1e9 / self.weight_bytes
+
+
+def token_bytes(weight_bytes: float, gpus: int) -> float:
+    """What a step of decoding takes, as bytes that each GPU reads.
+
+    Its share of the weights, and a constant for all else (some 5 ms at 2 TB/s).
+    """
+    return weight_bytes / max(1, gpus) + _STEP
 
 
 def needed(parts: Mapping[str, float]) -> float:

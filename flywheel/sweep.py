@@ -30,6 +30,10 @@ class Feed(Protocol):
     def expected(self) -> int:
         """How many there will be, as far as is known."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether `next` has an answer now; it is asked again if not."""
+
     def next(self) -> Trial | None:
         """The next trial, or none when there is nothing more to start."""
 
@@ -39,6 +43,8 @@ class Feed(Protocol):
 
 class Listed:
     """Trials known beforehand."""
+
+    ready = True
 
     def __init__(
         self, planned: Sequence[Trial], desk: Desk, budget: Budget, spent: Callable[[Trial], None]
@@ -63,6 +69,8 @@ class Listed:
 
 class Guided:
     """Fine-tunings suggested by Optuna, one study per candidate, the candidates taking turns."""
+
+    ready = True
 
     def __init__(
         self,

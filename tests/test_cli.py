@@ -82,7 +82,7 @@ def one_sentence(ended: Ended) -> str:
     ("arguments", "words"),
     [
         ((), ["run", "sample-logs", "results", "workloads", "doctor", "Prove"]),
-        (("run",), ["--set", "--resume", "--logs", "--address", "--json", "YAML"]),
+        (("run",), ["--set", "--resume", "--logs", "--address", "--submit", "--json", "YAML"]),
         (("results",), ["--storage", "--json", "leaderboard"]),
         (("sample-logs",), ["--records", "--seed", "synthetic"]),
         (("workloads",), ["--json", "clients", "class mix"]),
@@ -121,6 +121,23 @@ def test_markup_in_a_wrong_value_is_shown_as_it_is(flywheel: Flywheel, tmp_path:
 def test_a_wrong_override(flywheel: Flywheel, tmp_path: Path) -> None:
     path = write(tmp_path / "x.yaml")
     assert "key=value" in one_sentence(flywheel("run", path, "--set", "seed"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("x.yaml", ("--submit=head:8265",), "name the head's dashboard: http://head:8265"),
+        ("x.yaml", ("--submit=http://h:8265", "--address=h:6379"), "name one"),
+        ("../x.yaml", ("--submit=http://h:8265",), "lies outside of"),
+        ("x.yaml", ("--submit=http://127.0.0.1:9",), "Ray cluster at http://127.0.0.1:9"),
+    ],
+    ids=["no URL", "two clusters", "elsewhere", "nobody there"],
+)
+def test_what_cannot_be_submitted(
+    flywheel: Flywheel, tmp_path: Path, name: str, arguments: tuple[str, ...], said: str
+) -> None:
+    write(tmp_path / name)
+    assert said in one_sentence(flywheel("run", name, *arguments))
 
 
 def test_nothing_to_resume(flywheel: Flywheel, tmp_path: Path) -> None:

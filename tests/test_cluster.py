@@ -6,8 +6,10 @@ import re
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flywheel.cluster import Cluster, Needs, connect
+from flywheel.cluster import Cluster, Needs, Want, connect
 from flywheel.config import LoraConfig, ModelConfig
 from flywheel.errors import ClusterError
 from flywheel.sizing import Size
@@ -47,6 +49,7 @@ def test_what_the_experiment_says_counts() -> None:
     assert cluster(SMALL).engine_needs(model) == Needs(3.0, 2, "H100")
     assert cluster(L4).engine_needs(ModelConfig(model="org/m", gpus=0)) == Needs(7.5, 0)
     assert cluster(L4).trainer_needs(LoraConfig(cpus=0.5, gpus=0)) == Needs(0.5, 0)
+    assert cluster(QUAD).trainer_needs(LoraConfig(accelerator="H100")) == Needs(1.0, 1, "H100")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,50 @@ def test_the_cluster_knows_how_many_of_these_it_holds_at_a_time(
     needs: Needs, nodes: list[dict[str, float]], room: int
 ) -> None:
     assert cluster(*nodes).room(needs) == room
+
+
+def want(work: float, gpus: int = 1, least: int = 1, most: int = 99) -> Want:
+    return Want(Needs(1.0, gpus), least, most, work)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wants", "replicas"),
+    [
+        ([QUAD], [want(1)], [4]),
+        ([QUAD], [want(1, most=2)], [2]),
+        ([QUAD, QUAD], [want(30), want(10)], [6, 2]),
+        ([QUAD, QUAD], [want(10, gpus=4), want(10)], [1, 4]),
+        ([QUAD], [want(1, gpus=4), want(9)], [1, 1]),
+        ([SMALL], [want(1, gpus=0), want(9, gpus=0)], [1, 1]),
+        ([QUAD], [want(1, least=3), want(99)], [3, 1]),
+        ([QUAD], [], []),
+    ],
+    ids=["all", "at most", "by work", "large ones", "in turn", "full", "at least", "none"],
+)
+def test_replicas_are_shared_out_by_what_engines_have_to_do(
+    nodes: list[dict[str, float]], wants: list[Want], replicas: list[int]
+) -> None:
+    assert cluster(*nodes).share(wants) == replicas
+
+
+@given(
+    st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    st.lists(
+        st.builds(want, st.floats(0.1, 100), st.integers(0, 4), st.just(1), st.integers(1, 9)),
+        max_size=4,
+    ),
+)
+def test_what_is_shared_out_fits_and_leaves_nothing_that_would(
+    gpus: list[int], wants: list[Want]
+) -> None:
+    place = cluster(*({"CPU": 16.0, "GPU": float(count)} for count in gpus))
+    replicas = place.share(wants)
+    assert all(w.least <= n <= w.most for w, n in zip(wants, replicas, strict=True))
+    held = [w.needs for w, n in zip(wants, replicas, strict=True) for _ in range(n)]
+    if place.holds([w.needs for w in wants]):
+        assert place.holds(held)
+        for w, n in zip(wants, replicas, strict=True):
+            assert n == w.most or not place.holds([*held, w.needs])
 
 
 LLAMA_8B = Size.of(

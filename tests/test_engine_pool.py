@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 
 import pytest
 
@@ -79,6 +79,56 @@ def test_an_engine_in_use_is_waited_for() -> None:
         assert not entered.wait(0.05)
     thread.join(5)
     assert site.diary == ["+a", "-a", "+b", "-b"]
+
+
+def test_engines_start_side_by_side() -> None:
+    meeting = Barrier(2)
+
+    @contextmanager
+    def start(wanted: EngineSpec) -> Iterator[EngineSpec]:
+        meeting.wait(5)  # both must be starting
+        yield wanted
+
+    pool = Pool(start, lambda specs: len(specs) <= 2)
+
+    def take(name: str) -> None:
+        with pool.lease(spec(name)):
+            pass
+
+    threads = [Thread(target=take, args=[name]) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert pool.starts == {"org/a": 1, "org/b": 1}
+
+
+def test_who_closes_the_pool_gives_up_what_is_still_starting() -> None:
+    given_up = Event()
+
+    @contextmanager
+    def start(wanted: EngineSpec) -> Iterator[EngineSpec]:
+        assert given_up.wait(5)
+        raise EngineError("given up")
+        yield wanted
+
+    pool = Pool(start, lambda specs: True, lambda spec: given_up.set())
+    failed: list[EngineError] = []
+
+    def take() -> None:
+        try:
+            with pool.lease(spec("a")):
+                pass
+        except EngineError as error:
+            failed.append(error)
+
+    thread = Thread(target=take)
+    thread.start()
+    while not given_up.is_set():
+        pool.close()
+    thread.join(5)
+    assert [str(error) for error in failed] == ["given up"]
+    assert pool.starts == {}
 
 
 def test_what_fits_not_even_alone_is_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from flywheel import planning, trials
 from flywheel.config import validate
-from flywheel.forecast import Forecast, forecast, speeds
+from flywheel.forecast import Forecast, forecast, longest_first, speeds
 from flywheel.storage import Storage
 from flywheel.trials import Desk
 from flywheel.types import Json, Trial
@@ -119,3 +119,25 @@ def test_suggestions_to_come_count_as_the_longest_that_there_may_be() -> None:
     assert {(s["max_train_records"], s["epochs"]) for s in settings} == {(192, 3)}
     search = one.search.model_copy(update={"algorithm": "random"})
     assert planning.longest(one.model_copy(update={"search": search}), "f") == []
+
+
+def test_the_longest_trainings_come_first_by_weights_records_and_epochs() -> None:
+    sizes = {"org/a": 1.0, "org/b": 2.0}
+    planned = [
+        lora(model, max_train_records=records, epochs=epochs)
+        for model in sizes
+        for records in (100, 400, None)
+        for epochs in (1.0, 3.0)
+    ]
+    ordered = longest_first(planned, 150, sizes.__getitem__)
+    work = [
+        sizes[trial.model]
+        * min(trial.parameters["max_train_records"] or 150, 150)
+        * trial.parameters["epochs"]
+        for trial in ordered
+    ]
+    assert work == sorted(work, reverse=True)
+    assert sorted(trial.key for trial in ordered) == sorted(trial.key for trial in planned)
+    by_steps = [lora(steps=steps) for steps in (10, 30, 20)]
+    ordered = longest_first(by_steps, 150, lambda model: 1.0)
+    assert [trial.parameters["steps"] for trial in ordered] == [30, 20, 10]

@@ -25,16 +25,17 @@ LAYERS = {
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
-        "catalogue", "cluster", "metrics", "progress",
+        "catalogue", "cluster", "nodes", "versions", "metrics", "progress",
         "models", "rendering", "methods",
         "serving", "inference", "judging", "tracking", "promotion",
     },
     "trials": {
-        "planning", "gate", "trials", "adaptive", "sweep", "reuse", "forecast", "fanout",
-        "loadtest", "cascading", "report", "monitor",
+        "planning", "gate", "trials", "adaptive", "sweep", "asking", "reuse", "forecast",
+        "fanout", "loadtest", "cascading", "report", "monitor",
     },
     "runs": {
-        "labelling", "pipeline", "recording", "status", "paritycheck", "chosen", "service",
+        "labelling", "pipeline", "recording", "status", "paritycheck", "chosen", "submitting",
+        "service",
         "doctor",
     },
     "front": {"printing", "cli"},

@@ -114,6 +114,8 @@ class TrainerConfig(Section, Searched):
     """Seconds between checkpoints, from which a killed training goes on; ``null`` writes none."""
     cpus: Annotated[float, Field(gt=0)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
+    accelerator: str | None = None
+    """Ray accelerator type to insist on, e.g. ``A100``."""
 
 
 _UNSERVABLE = {

@@ -66,6 +66,10 @@ class EngineSpec:
         one = Needs(self.cpus, self.gpus, self.config.accelerator)
         return [one] * self.config.min_replicas
 
+    def times(self, replicas: int) -> EngineSpec:
+        """The same engine with so many replicas from the start."""
+        return replace(self, config=self.config.model_copy(update={"min_replicas": replicas}))
+
     def endpoint(self, adapter: str = "") -> Endpoint:
         """Where to send requests for the base model, or for one adapter of it."""
         model = f"{self.name}:{adapter}" if adapter else self.name
@@ -87,8 +91,7 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
     from ray import serve as ray_serve
 
     with boundary(EngineError, f"starting the engine of {spec.config.model}"):
-        host, port = _start_http(local=local)
-        spec = replace(spec, host=host, port=port)
+        spec = located(spec, local=local)
         try:
             ray_serve.run(application(spec), name=spec.name, route_prefix=f"/{spec.name}")
         except BaseException:
@@ -98,6 +101,24 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
         yield spec
     finally:
         ray_serve.delete(spec.name)
+
+
+def located(spec: EngineSpec, *, local: bool) -> EngineSpec:
+    """Fill in where the engine answers, or will: Serve's HTTP is started, the engine is not.
+
+    Raises:
+        EngineError: Serve does not start.
+    """
+    with boundary(EngineError, "starting Ray Serve"):
+        host, port = _start_http(local=local)
+    return replace(spec, host=host, port=port)
+
+
+def give_up(spec: EngineSpec) -> None:
+    """End an engine that another thread is starting."""
+    from ray import serve as ray_serve
+
+    ray_serve.delete(spec.name)
 
 
 def stop_if_idle() -> None:

@@ -3,29 +3,39 @@
 Whoever asks an engine holds a lease of it. How many leases are still to come is announced
 (`Pool.expect`), so that an engine stops with its last one and no earlier: between two leases it
 idles. Where another model needs its place meanwhile, the engine idle for the longest is stopped.
+Engines of several models start side by side, each in the thread that asked for it.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Condition
 
-from flywheel.errors import ClusterError
+from flywheel.errors import ClusterError, EngineError
 from flywheel.serving.engine import EngineSpec
 
 Start = Callable[[EngineSpec], AbstractContextManager[EngineSpec]]
 """Starts an engine, gives its spec with the address filled in, and stops it."""
+Abort = Callable[[EngineSpec], None]
+"""Gives up an engine that another thread is starting; its start then fails."""
 Fits = Callable[[Sequence[EngineSpec]], bool]
 """Whether these engines fit on the cluster side by side."""
+
+
+_GIVEN_UP_S = 60.0
+"""How long an engine that is given up may take to notice."""
 
 
 @dataclass(slots=True)
 class _Engine:
     spec: EngineSpec
-    held: ExitStack
+    held: ExitStack = field(default_factory=ExitStack)
+    ready: bool = False
+    """Whether it has started; until then its place is taken all the same."""
     leases: int = 0
     used: int = 0
     """When its latest lease ended, counted in leases of the pool."""
@@ -37,11 +47,13 @@ class Pool:
 
     start: Start
     fits: Fits
+    abort: Abort = lambda spec: None
     starts: Counter[str] = field(default_factory=Counter)
     """How often an engine was started, by model."""
     _engines: dict[str, _Engine] = field(default_factory=dict)
     _expected: Counter[str] = field(default_factory=Counter)
     _ended: int = 0
+    _closed: bool = False
     _changed: Condition = field(default_factory=Condition)
 
     def expect(self, spec: EngineSpec, leases: int = 1) -> None:
@@ -55,12 +67,9 @@ class Pool:
 
         Raises:
             ClusterError: Not even alone does the engine fit.
-            EngineError: It did not start.
+            EngineError: It did not start, or the pool was closed.
         """
-        with self._changed:
-            self._expected[spec.name] = max(0, self._expected[spec.name] - 1)
-            engine = self._running(spec)
-            engine.leases += 1
+        engine = self._hold(spec)
         try:
             yield engine.spec
         finally:
@@ -68,20 +77,40 @@ class Pool:
                 engine.leases -= 1
                 self._ended += 1
                 engine.used = self._ended
-                if not engine.leases and not self._expected[spec.name]:
+                running = self._engines.get(spec.name) is engine  # unless the pool was closed
+                if running and not engine.leases and not self._expected[spec.name]:
                     self._stop(engine)
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop every engine."""
+        """Stop every engine, those too that others are starting; nobody gets one any more."""
+        deadline = time.monotonic() + _GIVEN_UP_S
         with self._changed:
-            for engine in list(self._engines.values()):
-                self._stop(engine)
+            self._closed = True
+            self._changed.notify_all()
+            while self._engines and time.monotonic() < deadline:
+                for engine in list(self._engines.values()):
+                    if engine.ready:
+                        self._stop(engine)
+                    else:
+                        self.abort(engine.spec)  # again, as it may only now be known to Serve
+                if self._engines:
+                    self._changed.wait(1.0)
 
-    def _running(self, spec: EngineSpec) -> _Engine:
-        while spec.name not in self._engines and not self._make_room(spec):
-            self._changed.wait()
-        return self._engines.get(spec.name) or self._begin(spec)
+    def _hold(self, spec: EngineSpec) -> _Engine:
+        """Take a lease of a running engine, of one that another starts, or of one to be started."""
+        with self._changed:
+            self._expected[spec.name] = max(0, self._expected[spec.name] - 1)
+            while not self._closed and (spec.name in self._engines or not self._make_room(spec)):
+                engine = self._engines.get(spec.name)
+                if engine and engine.ready:
+                    engine.leases += 1
+                    return engine
+                self._changed.wait()
+            if self._closed:
+                raise EngineError(f"the engine of {spec.config.model}: the run is being stopped")
+            engine = self._engines[spec.name] = _Engine(spec, leases=1)
+        return self._begin(engine)
 
     def _make_room(self, spec: EngineSpec) -> bool:
         """Stop idle engines until this one fits; False if those in use leave no room."""
@@ -94,11 +123,20 @@ class Pool:
             self._stop(min(idle, key=lambda engine: engine.used))
         return True
 
-    def _begin(self, spec: EngineSpec) -> _Engine:
-        held = ExitStack()
-        engine = _Engine(held.enter_context(self.start(spec)), held)
-        self._engines[spec.name] = engine
-        self.starts[spec.config.model] += 1
+    def _begin(self, engine: _Engine) -> _Engine:
+        """Start it without holding up others."""
+        name = engine.spec.name
+        try:
+            running = engine.held.enter_context(self.start(engine.spec))
+        except BaseException:
+            with self._changed:
+                self._engines.pop(name, None)
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            engine.spec, engine.ready = running, True
+            self.starts[running.config.model] += 1
+            self._changed.notify_all()
         return engine
 
     def _stop(self, engine: _Engine) -> None:

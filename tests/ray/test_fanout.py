@@ -131,9 +131,10 @@ def dies_once(trial: Trial, progress: Progress, desk: Desk) -> None:
     mark(trial, progress, desk)
 
 
-def test_a_trainer_that_was_killed_once_is_started_again(desk: Desk) -> None:
+@pytest.mark.parametrize("needs", [None, TASK], ids=["in the trial", "in a task of its own"])
+def test_what_was_killed_once_is_started_again(desk: Desk, needs: Needs | None) -> None:
     planned = some(1)
-    sweep(partial(dies_once, desk=desk), desk, planned)
+    sweep(partial(dies_once, desk=desk), desk, planned, needs=needs)
     assert trials.failure(desk.folder(planned[0])) == ""
     assert facts(desk, planned)
 

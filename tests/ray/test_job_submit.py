@@ -1,12 +1,12 @@
-"""A run sent to a cluster with ``ray job submit``, token authentication on."""
+"""Runs sent to a cluster as jobs, by Ray's command or by ours, token authentication on."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from raylets import free_port
 
 from flywheel.testing import FakeEndpoint, tool_reply
+from flywheel.types import Json
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -56,21 +58,133 @@ def cluster() -> Iterator[dict[str, str]]:
 def test_a_submitted_job_runs_an_experiment(cluster: dict[str, str], tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     with FakeEndpoint(lambda body: tool_reply("track_order", {"order_number": "1"})) as endpoint:
-        changes = {
-            "candidates": [{"model": "fake", "endpoint": endpoint.url}],
-            "methods": {"base": {}},
-            "judge": None,
-            "dataset.eval_size": 10,
-            "storage": str(storage),
-        }
-        settings = [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
-        done = submit(cluster, *DEMO, *settings)
+        done = submit(cluster, *DEMO, *settings_for(endpoint, storage))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     (run,) = (storage / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["status"] == "succeeded"
     (result,) = run.glob("trials/*/result.json")
     assert json.loads(result.read_text())["metrics"]["function_name"]["n"] == 10
+
+
+@pytest.fixture
+def slow() -> Iterator[FakeEndpoint]:
+    """A candidate that takes a second for every answer."""
+
+    def answer(body: Json) -> Json:
+        time.sleep(1)
+        return tool_reply("track_order", {"order_number": "1"})
+
+    with FakeEndpoint(answer) as endpoint:
+        yield endpoint
+
+
+def settings_for(endpoint: FakeEndpoint, storage: Path) -> list[str]:
+    changes = {
+        "candidates": [{"model": "fake", "endpoint": endpoint.url, "concurrency": 1}],
+        "methods": {"base": {}},
+        "judge": None,
+        "dataset.eval_size": 10,
+        "storage": str(storage),
+    }
+    return [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def start(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """``flywheel run --submit`` as somebody at a terminal does, who has no Ray address set."""
+    url = environment["RAY_ADDRESS"]
+    command = [sys.executable, "-m", "flywheel", "run", "experiments/demo.yaml"]
+    return subprocess.Popen(
+        [*command, f"--submit={url}", *arguments],
+        cwd=REPOSITORY,
+        env={**environment, "RAY_ADDRESS": "127.0.0.1:9"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_who_submits_may_go_and_come_back_to_the_same_job(
+    cluster: dict[str, str], slow: FakeEndpoint, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    settings = settings_for(slow, storage)
+    process = start(cluster, *settings)
+    deadline = time.monotonic() + 120
+    while len(slow.requests) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "reading logs" in out
+    (job,) = re.findall(r"detached; job (\S+) goes on\. Come back .* --resume", err)
+    assert "Traceback" not in err
+
+    back = start(cluster, *settings, "--resume")
+    out, err = back.communicate(timeout=200)
+    assert back.returncode == 0, err
+    assert f"job {job} at" in err
+    assert "reading logs" in out  # from its beginning
+    assert "answers best" in out or "No trial reaches" in out or "fake base" in out
+    assert len(slow.requests) == 10  # it was one run all the time
+    assert len(list((storage / "runs").iterdir())) == 1
+
+
+def test_a_job_that_was_ended_is_gone_on_with_by_another(
+    cluster: dict[str, str], slow: FakeEndpoint, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    settings = settings_for(slow, storage)
+    process = start(cluster, *settings)
+    deadline = time.monotonic() + 120
+    while len(slow.requests) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert process.stderr is not None
+    (job,) = re.findall(r"job (\S+) at", process.stderr.readline())  # nothing before it
+    stop = [RAY, "job", "stop", job]
+    subprocess.run(stop, env=cluster, check=True, capture_output=True, timeout=60)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"job {job} STOPPED" in err
+
+    again = start(cluster, *settings, "--resume", "--json")
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    told = json.loads(out)
+    assert told["status"] == "SUCCEEDED"
+    assert told["id"] != job
+    assert len(slow.requests) <= 11  # what was in flight is asked again
+    (run,) = (storage / "runs").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "succeeded"
+
+
+def test_a_request_that_the_job_refuses_is_the_submitters_exit_code(
+    cluster: dict[str, str], slow: FakeEndpoint, tmp_path: Path
+) -> None:
+    refused = start(cluster, *settings_for(slow, tmp_path), "--set=workload=shop.nope")
+    out, err = refused.communicate(timeout=200)
+    assert refused.returncode == 2
+    assert "no record of shop.nope" in out
+    assert "FAILED" in err
+
+
+@pytest.mark.parametrize("token", ["", "0" * 64], ids=["none", "another"])
+def test_without_the_clusters_token_nothing_is_submitted(
+    cluster: dict[str, str], slow: FakeEndpoint, tmp_path: Path, token: str
+) -> None:
+    stranger = {**cluster, "RAY_AUTH_TOKEN": token, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
+    if not token:
+        stranger["RAY_AUTH_MODE"] = "disabled"
+    process = start(stranger, *settings_for(slow, tmp_path))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "asking the Ray cluster at" in err
+    assert "Traceback" not in err
+    assert slow.requests == []
 
 
 def submit(
@@ -97,9 +211,3 @@ def wait_for_jobs(environment: dict[str, str]) -> None:
             return
         time.sleep(1)
     pytest.fail(f"the head node takes no jobs: {tried.stderr}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,0 +1,101 @@
+"""Steps that only sleep, sent over a cluster by a driver of their own.
+
+    python sleepers.py ADDRESS STORAGE '{"trials": 4, "seconds": 0.5, "gpus": 1, "kind": "L4"}' ...
+
+prints, as JSON, for each plan: on which node each trial ran and by how much the driver grew; with
+``"items"`` in place of ``"trials"``, on which nodes a step of curation ran.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import psutil
+
+from flywheel import fanout, spread, trials
+from flywheel.budget import Budget
+from flywheel.cluster import Needs, connect
+from flywheel.config import BudgetConfig
+from flywheel.storage import Storage
+from flywheel.sweep import Listed
+from flywheel.trials import Desk, Progress
+from flywheel.types import Json, Trial
+
+
+def here() -> Json:
+    """The node that runs this, and its GPUs."""
+    import ray
+
+    context = ray.get_runtime_context()
+    resources = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == context.get_node_id())
+    return {
+        "node": context.get_node_id(),
+        "gpus": ray.get_gpu_ids(),
+        "node_gpus": resources.get("GPU", 0),
+        "kinds": [name for name in resources if name.startswith("accelerator_type:")],
+    }
+
+
+def sleep(trial: Trial, progress: Progress, desk: Desk, seconds: float) -> None:
+    """Step by step, so that progress is told."""
+    folder = desk.folder(trial)
+    began = time.time()
+    tries = folder.read_json("tries.json") if folder.exists("tries.json") else []
+    folder.write_json("tries.json", [*tries, {"began": began, **here()}])
+    for done in range(10):
+        time.sleep(seconds / 10)
+        progress(done + 1, 10, None)
+    facts = {**here(), "began": began, "ended": time.time()}
+    folder.write_json("training.json", facts)
+
+
+def look(item: Json, seconds: float) -> Iterator[Json]:
+    """One shard's worth of nothing."""
+    time.sleep(seconds)
+    yield {"item": item["item"], **{k: v for k, v in here().items() if k == "node"}}
+
+
+def sweep(storage: str, plan: Json) -> list[Any]:
+    """Run so many trials and give what each left."""
+    desk = Desk(Storage(storage), "sleepers")
+    planned = [Trial("c", "m", "lora", {"n": n}, "f", 0) for n in range(plan["trials"])]
+    feed = Listed(planned, desk, Budget(BudgetConfig()), lambda trial: None)
+    needs = Needs(plan.get("cpus", 0.1), plan.get("gpus", 0), plan.get("kind"))
+    step = partial(sleep, desk=desk, seconds=plan["seconds"])
+    together = plan.get("together", len(planned))
+    fanout.map_over(step, feed, desk, together, lambda done, total: None, needs)
+    folders = [desk.folder(trial) for trial in planned]
+    return [
+        folder.read_json("training.json")
+        if folder.exists("training.json")
+        else {"failed": trials.failure(folder)}
+        for folder in folders
+    ]
+
+
+def main() -> None:
+    """Do as the command line says."""
+    address, storage, *plans = sys.argv[1:]
+    found: list[Any] = []
+    with connect(address):
+        for number, plan in enumerate(map(json.loads, plans)):
+            if "items" in plan:
+                items = [{"item": n} for n in range(plan["items"])]
+                found.append(list(spread.over(items, look, plan["seconds"])))
+            else:
+                before = psutil.Process().memory_info().rss
+                trials = sweep(f"{storage}/{number}", plan)
+                grown = psutil.Process().memory_info().rss - before
+                found.append({"trials": trials, "grown_bytes": grown})
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    import sleepers  # so that workers import the steps by their module's name
+
+    sleepers.main()
