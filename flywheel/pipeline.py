@@ -12,9 +12,10 @@ import os
 import platform
 import subprocess
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -48,7 +49,7 @@ from flywheel.config import (
     ModelConfig,
 )
 from flywheel.datasets import Manifest
-from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError
+from flywheel.errors import ConfigError, FlywheelError, Interrupted, RequestError, StorageError
 from flywheel.inference import read as read_completions
 from flywheel.judging import METRIC as SIMILARITY
 from flywheel.judging import Judge
@@ -87,14 +88,14 @@ def new_run_id(experiment: Experiment) -> str:
 
 
 def unfinished_run(experiment: Experiment) -> str | None:
-    """The latest run of this very experiment that did not end, if there is one."""
+    """The latest run of this very experiment that did not end, or not well, if there is one."""
     runs = Storage(experiment.storage).at("runs")
     for name in reversed(runs.names()):
         folder = runs.at(name)
         if not (folder.exists("run.json") and folder.exists("experiment.yaml")):
             continue
         same = folder.read_bytes("experiment.yaml").decode() == config.dump(experiment)
-        if same and folder.read_json("run.json")["status"] not in {"succeeded", "failed"}:
+        if same and not _ended_well(folder.read_json("run.json")):
             return name
     return None
 
@@ -154,6 +155,8 @@ class _Run:
         self.groups: Groups = {}
         """Eval records of one conversation."""
         self.power: Power | None = None
+        self.session = f"{run_id}-{uuid.uuid4().hex}"
+        """Owns the engines: those of a session that was killed are no longer ours."""
         self.pool = Pool(self._start_engine, self._fit)
         self.starts = _engine_starts(self.desk.run)
         """How often earlier sessions of the run started engines, by model."""
@@ -180,6 +183,7 @@ class _Run:
 
     def _turn(self) -> Outcome:
         experiment, desk = self.experiment, self.desk
+        fanout.clear(desk)  # of a session that was killed
         manifest = curation.curate(experiment, desk.storage, self.show)
         self.power = self._power(manifest.splits["eval"])
         if manifest.splits["eval"] < experiment.dataset.eval_size:
@@ -213,7 +217,14 @@ class _Run:
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
         limits = self.budget.sentences()
-        self._note("succeeded", dataset=manifest.fingerprint, trials=len(begun), limits=limits)
+        failed = sum(result.status == "failed" for result in results)
+        self._note(
+            "succeeded",
+            dataset=manifest.fingerprint,
+            trials=len(begun),
+            failed=failed,
+            limits=limits,
+        )
         return Outcome(
             self.run_id,
             desk.run,
@@ -397,7 +408,7 @@ class _Run:
         ranks = [t.parameters["rank"] for t in waiting if t.model == model.model and _adapter(t)]
         adapters = self.desk.trials.url if ranks else ""
         needs = self.cluster.engine_needs(model)
-        return EngineSpec.of(model, needs, self.run_id, adapters, max(ranks, default=0))
+        return EngineSpec.of(model, needs, self.session, adapters, max(ranks, default=0))
 
     def _start_engine(self, spec: EngineSpec) -> AbstractContextManager[EngineSpec]:
         self.show(f"starting the engine of {spec.config.model}", 0, 0)
@@ -621,10 +632,16 @@ class _Run:
 
     def _end(self, status: str, error: str) -> None:
         """Leave word of a bad end; a request refused before any work leaves nothing."""
-        if self.desk.run.exists("run.json"):
-            self._note(status, error)
+        with suppress(StorageError):  # what ended the run may keep it from being written down
+            if self.desk.run.exists("run.json"):
+                self._note(status, error)
         if self.recording:
             self.tracker.finish(None, None, status)
+
+
+def _ended_well(note: Json) -> bool:
+    """Whether a run has nothing left to do: a trial that failed is tried again when asked to."""
+    return note["status"] == "succeeded" and not note.get("failed")
 
 
 def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> None:
