@@ -88,15 +88,15 @@ def new_run_id(experiment: Experiment) -> str:
 
 
 def unfinished_run(experiment: Experiment) -> str | None:
-    """The latest run of this very experiment that did not end, or not well, if there is one."""
+    """The latest run of this very experiment, unless it ended well."""
     runs = Storage(experiment.storage).at("runs")
     for name in reversed(runs.names()):
         folder = runs.at(name)
         if not (folder.exists("run.json") and folder.exists("experiment.yaml")):
             continue
         same = folder.read_bytes("experiment.yaml").decode() == config.dump(experiment)
-        if same and not _ended_well(folder.read_json("run.json")):
-            return name
+        if same:
+            return None if _ended_well(folder.read_json("run.json")) else name
     return None
 
 

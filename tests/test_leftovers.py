@@ -24,7 +24,8 @@ time.sleep(60)
 '''
 worker = subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True)
 name = worker.stdout.readline().strip()
-leftovers.remove_at_the_end()
+with leftovers.removed_with_this_process():
+    pass
 print(name, flush=True)
 time.sleep(60)
 """

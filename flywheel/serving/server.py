@@ -63,8 +63,8 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
             ),
         )
         llm_config._engine_config = None  # built from the id before the weights were found
-        await super().__init__(llm_config, **options)
-        await asyncio.to_thread(leftovers.remove_at_the_end)
+        with leftovers.removed_with_this_process():
+            await super().__init__(llm_config, **options)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         """One request at a time: a second that finds an adapter half loaded would answer 500."""
