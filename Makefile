@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast bench-curation bench-statistics bench-serving bench-training bench-scoring bench-trials schema check format install lock clean
+.PHONY: demo test test-fast test-kill bench-curation bench-statistics bench-serving bench-training bench-scoring bench-trials schema check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -30,6 +30,9 @@ bench-scoring: install  ## Speed of scoring, agreement with BFCL's checker (a mi
 	$(BIN)/python -m tests.benchmarks.bfcl
 bench-trials: install  ## What trials cost that do nothing (7 minutes); tests/benchmarks/results/.
 	$(BIN)/python -m tests.benchmarks.trials
+
+test-kill: install  ## Kill runs at more moments than `make test` does: KILLS=50 SEED=1.
+	FLYWHEEL_KILLS=$(or $(KILLS),50) FLYWHEEL_KILL_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/e2e/test_run_killed.py
 
 schema: install  ## experiments/schema.json anew, after a field of config has changed.
 	$(BIN)/flywheel schema > experiments/schema.json
