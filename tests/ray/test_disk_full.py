@@ -83,13 +83,13 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_training_goes_on_from_the_la
     assert one(NAME, disk) is not None
 
     (disk / "ballast").unlink()
-    run = subprocess.Popen([*command, "--resume"], stderr=subprocess.DEVNULL)
+    resumed = subprocess.Popen([*command, "--resume"], stderr=subprocess.DEVNULL)
     try:
         while (trained := one("training.json", disk)) is None:
-            assert run.poll() is None
+            assert resumed.poll() is None
             time.sleep(0.05)
         assert json.loads(trained.read_text())["resumed"] == 1
         assert one("adapter/adapter_model.safetensors", disk) is not None
     finally:
-        run.kill()  # what follows is no different from other runs
-        run.wait()
+        resumed.kill()  # what follows is no different from other runs
+        resumed.wait()

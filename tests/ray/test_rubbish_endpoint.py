@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from flywheel.sample_logs import ROUTER, write_sample_logs
-from flywheel.testing import FakeEndpoint, Reply, text_reply, tool_reply
+from flywheel.testing import Answer, FakeEndpoint, Reply, text_reply, tool_reply
 from flywheel.types import Json
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -97,7 +97,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterat
 
     folder, broken = tmp_path_factory.mktemp("rubbish"), Broken()
     write_sample_logs(folder / "logs", 200)
-    answers = {
+    answers: dict[str, Answer] = {
         "clean": guess,
         "now and then": now_and_then(),
         "for one": for_one(),
