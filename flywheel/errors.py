@@ -20,6 +20,7 @@ made from one string and pickles as it is.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -98,4 +99,10 @@ def boundary(kind: type[FlywheelError], doing: str) -> Iterator[None]:
     except FlywheelError:
         raise
     except Exception as error:
-        raise kind(f"{type(error).__name__} while {doing}: {error}") from error
+        raise kind(f"{type(error).__name__} while {doing}: {error}{_advice(error)}") from error
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a disk that takes nothing more."""
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return "; free some space and run it again with --resume" if full else ""

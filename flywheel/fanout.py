@@ -52,8 +52,9 @@ _SLIVER = 0.001
 """Ray CPUs of a Tune trial."""
 _SLACK = 0.05
 """Ray CPUs that a task asks for less than it holds: slivers need them."""
-_LOST = 1
-"""How often a trial whose process ended is begun again: its machine may have been taken away."""
+_RESTARTS = 1
+"""Of a process that was killed: the machine may have been taken away; twice is no accident."""
+_SNAPSHOTS = "tune"
 _PERCENT = 100
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -111,13 +112,18 @@ def map_over(
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{time.time_ns()}",
-                storage_path=desk.run.at("tune").url,
-                failure_config=tune.FailureConfig(max_failures=_LOST),
+                storage_path=desk.run.at(_SNAPSHOTS).url,
+                failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 verbose=0,
                 callbacks=[_Tell(feed, progress)],
             ),
         ).fit()
-    desk.run.remove("tune")  # snapshots, pickles among them, that nobody goes on from
+    clear(desk)
+
+
+def clear(desk: Desk) -> None:
+    """Remove Tune's snapshots, pickles among them, that nobody goes on from."""
+    desk.run.remove(_SNAPSHOTS)
 
 
 class _Source(Searcher):  # type: ignore[misc]
@@ -227,7 +233,7 @@ def _in_tune(config: Json, step: Step, desk: Desk, needs: Needs | None) -> None:
             for done, total, val_loss in _task(key, step, desk, needs):
                 report(done, total, val_loss)
         except Exception as error:  # noqa: BLE001 -- a trainer that was killed is data
-            write_failure(desk.trials.at(key), error)
+            write_failure(desk.trials.at(key), getattr(error, "cause", error))
     report.end()
 
 
@@ -292,7 +298,7 @@ def _task(
         num_gpus=needs.gpus,
         scheduling_strategy=outside,
         num_returns="streaming",
-        max_retries=_LOST,  # twice is no accident
+        max_retries=_RESTARTS,
         **kind,
     )
     for item in task.remote(key, step, desk, time.time()):
@@ -309,7 +315,8 @@ def _reports(
 ) -> Iterator[tuple[int, int, float | None]]:
     """Body of the task: the step runs beside, so that what it reports can leave as it comes."""
     metrics.QUEUE_SECONDS.tell(max(0.0, time.time() - sent_at), what="trainer")
-    items: queue.SimpleQueue[tuple[int, int, float | None] | None] = queue.SimpleQueue()
+    items: queue.SimpleQueue[tuple[int, int, float | None] | Exception | None]
+    items = queue.SimpleQueue()
     folder, looked = desk.trials.at(key), time.monotonic()
 
     def report(done: int, total: int, val_loss: float | None = None) -> None:
@@ -321,12 +328,17 @@ def _reports(
                 raise TrialStoppedError("others of this search do better")
 
     def run() -> None:
-        _run(key, step, desk, report)
-        items.put(None)
+        try:
+            _run(key, step, desk, report)
+            items.put(None)
+        except Exception as error:  # noqa: BLE001 -- the storage took no word of a failure
+            items.put(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while (item := items.get()) is not None:
+        if isinstance(item, Exception):
+            raise item
         yield item
 
 

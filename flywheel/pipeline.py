@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -98,15 +99,15 @@ def new_run_id(experiment: Experiment) -> str:
 
 
 def unfinished_run(experiment: Experiment) -> str | None:
-    """The latest run of this very experiment that did not end, if there is one."""
+    """The latest run of this very experiment, unless it ended well."""
     runs = Storage(experiment.storage).at("runs")
     for name in reversed(runs.names()):
         folder = runs.at(name)
         if not (folder.exists("run.json") and folder.exists("experiment.yaml")):
             continue
         same = folder.read_bytes("experiment.yaml").decode() == config.dump(experiment)
-        if same and folder.read_json("run.json")["status"] not in {"succeeded", "failed"}:
-            return name
+        if same:
+            return None if _ended_well(folder.read_json("run.json")) else name
     return None
 
 
@@ -168,6 +169,8 @@ class _Run:
         self.power: Power | None = None
         self.production = costs.NO_PRICE
         """What production costs today."""
+        self.session = f"{run_id}-{uuid.uuid4().hex}"
+        """Owns the engines: those of a session that was killed are no longer ours."""
         self.pool = Pool(self._start_engine, self._fit, engine.give_up)
         self.starts = _engine_starts(self.desk.run)
         """How often earlier sessions of the run started engines, by model."""
@@ -207,6 +210,7 @@ class _Run:
 
     def _turn(self) -> Outcome:
         experiment, desk = self.experiment, self.desk
+        fanout.clear(desk)  # of a session that was killed
         manifest = curation.curate(experiment, desk.storage, self.show)
         price = experiment.production.price
         self.production = costs.production_cost(manifest.production, price)
@@ -245,7 +249,9 @@ class _Run:
         if not any(result.status == "succeeded" for result in results):
             raise FlywheelError(f"all {len(results)} trials failed; the first: {results[0].error}")
         limits = self.budget.sentences()
-        self._note("succeeded", trials=len(begun), limits=limits, **self._identity(manifest))
+        failed = sum(result.status == "failed" for result in results)
+        ended: Json = {"trials": len(begun), "failed": failed, "limits": limits}
+        self._note("succeeded", **ended, **self._identity(manifest))
         return Outcome(
             self.run_id,
             desk.run,
@@ -520,7 +526,7 @@ class _Run:
         ranks = [t.parameters["rank"] for t in waiting if t.model == model.model and _adapter(t)]
         adapters = self.desk.trials.url if ranks else ""
         needs = self.cluster.engine_needs(model)
-        return EngineSpec.of(model, needs, self.run_id, adapters, max(ranks, default=0))
+        return EngineSpec.of(model, needs, self.session, adapters, max(ranks, default=0))
 
     @contextmanager
     def _lease(self, spec: EngineSpec) -> Iterator[EngineSpec]:
@@ -811,6 +817,11 @@ class _Run:
             logs.log.error("run.json not written", extra=logs.fields(error=str(fault)))
             return False
         return True
+
+
+def _ended_well(note: Json) -> bool:
+    """Whether a run has nothing left to do: a trial that failed is tried again when asked to."""
+    return note["status"] == "succeeded" and not note.get("failed")
 
 
 def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> None:

@@ -186,9 +186,9 @@ class _Study:
         return planning.of(self.experiment, self.candidate, "lora", point, self.fingerprint)
 
     def over(self, trial: Trial) -> bool:
-        """Whether the training has ended, in whatever way."""
+        """Whether the training has ended; one that failed is tried again by a later session."""
         folder = self.desk.folder(trial)
-        return any(folder.exists(f"{n}.json") for n in ("training", "stopped", "failed"))
+        return any(folder.exists(f"{n}.json") for n in ("training", "stopped"))
 
     def _objectives(self, trial: Trial) -> list[float] | None:
         """What the training came to; one that was stopped counts as its whole length would."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 from dataclasses import replace
@@ -169,6 +170,14 @@ def test_errors_cross_process_boundaries_with_their_message(
     error = pickle.loads(pickle.dumps(kind("x.yaml: seed: is wrong")))  # noqa: S301
     assert type(error) is kind
     assert str(error) == "x.yaml: seed: is wrong"
+
+
+def test_a_full_disk_is_told_with_what_to_do() -> None:
+    with (
+        pytest.raises(errors.StorageError, match=r"No space left .*; free some space and run it"),
+        errors.boundary(errors.StorageError, "writing a.json"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_boundary_types_foreign_errors_once_and_lets_ours_pass() -> None:

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from flywheel.config import ClientConfig, ModelConfig, secret
 
-OURS = ClientConfig(cache=False, outage_s=300)
+OURS = ClientConfig(cache=False, outage_s=300, attempts=100)
 """How an engine of our own is asked: its address lasts as long as its run, so an answer cannot be
-found again by it, and a replica that died takes minutes to come back."""
+found again by it, and a replica that died takes minutes to come back, in which no request gives
+up: what vLLM cannot answer it refuses, and is not asked twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flywheel.cluster import Needs
 from flywheel.config import ModelConfig
 from flywheel.errors import EngineError, boundary
-from flywheel.serving import Endpoint
+from flywheel.serving import Endpoint, keeper
 from flywheel.types import Json, content_hash
 
 INGRESS_CPUS = 0.1
@@ -90,17 +90,14 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
     """
     from ray import serve as ray_serve
 
-    with boundary(EngineError, f"starting the engine of {spec.config.model}"):
-        spec = located(spec, local=local)
-        try:
+    with ExitStack() as held:
+        with boundary(EngineError, f"starting the engine of {spec.config.model}"):
+            spec = located(spec, local=local)
+            if not local:  # a Ray of our own goes with this process, engines and all
+                held.enter_context(keeper.kept(spec.name))
+            held.callback(ray_serve.delete, spec.name)
             ray_serve.run(application(spec), name=spec.name, route_prefix=f"/{spec.name}")
-        except BaseException:
-            ray_serve.delete(spec.name)
-            raise
-    try:
         yield spec
-    finally:
-        ray_serve.delete(spec.name)
 
 
 def located(spec: EngineSpec, *, local: bool) -> EngineSpec:

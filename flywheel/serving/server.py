@@ -20,6 +20,7 @@ from vllm.config import StructuredOutputsConfig
 
 from flywheel import models
 from flywheel.rendering import Renderer
+from flywheel.serving import leftovers
 from flywheel.serving.tool_parsers import parser_of
 from flywheel.storage import Storage
 
@@ -62,7 +63,8 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
             ),
         )
         llm_config._engine_config = None  # built from the id before the weights were found
-        await super().__init__(llm_config, **options)
+        with leftovers.removed_with_this_process():
+            await super().__init__(llm_config, **options)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         """One request at a time: a second that finds an adapter half loaded would answer 500."""

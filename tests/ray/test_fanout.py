@@ -17,6 +17,7 @@ from flywheel import fanout, trials
 from flywheel.budget import Budget
 from flywheel.cluster import Needs
 from flywheel.config import BudgetConfig, SchedulerConfig
+from flywheel.errors import FlywheelError
 from flywheel.fanout import Step
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
@@ -133,10 +134,57 @@ def dies_once(trial: Trial, progress: Progress, desk: Desk) -> None:
 
 @pytest.mark.parametrize("needs", [None, TASK], ids=["in the trial", "in a task of its own"])
 def test_what_was_killed_once_is_started_again(desk: Desk, needs: Needs | None) -> None:
-    planned = some(1)
+    planned = some(2)
     sweep(partial(dies_once, desk=desk), desk, planned, needs=needs)
+    assert [trials.failure(desk.folder(trial)) for trial in planned] == ["", ""]
+    assert facts(desk, planned)
+
+
+def kills_its_trial_once(trial: Trial, progress: Progress, desk: Desk) -> None:
+    """Kill the Tune trial that watches over this task."""
+    import psutil
+
+    folder = desk.folder(trial)
+    if not folder.exists("seen.json"):
+        folder.write_json("seen.json", {})
+        raylet = psutil.Process().parent()
+        assert raylet is not None
+        for process in raylet.children():
+            if "ImplicitFunc" in process.cmdline()[0]:
+                process.kill()
+    mark(trial, progress, desk)
+
+
+def test_a_tune_trial_that_was_killed_is_started_again_and_so_is_its_task(desk: Desk) -> None:
+    planned = some(1)
+    sweep(partial(kills_its_trial_once, desk=desk), desk, planned)
     assert trials.failure(desk.folder(planned[0])) == ""
     assert facts(desk, planned)
+
+
+def always_dies(trial: Trial, progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_is_killed_again_and_again_has_failed(desk: Desk) -> None:
+    planned = some(1)
+    sweep(always_dies, desk, planned, needs=None)
+    assert trials.failure(desk.folder(planned[0])) == "the process that ran it ended"
+
+
+def unwritable(trial: Trial, progress: Progress, desk: Desk) -> None:
+    """Fail where nothing can be written about it."""
+    desk.trials.remove(trial.key)
+    Path(desk.trials.at(trial.key).url).touch()
+    raise ValueError("no such layer")
+
+
+@pytest.mark.parametrize("needs", [None, TASK], ids=["in the trial", "in a task of its own"])
+def test_a_failure_that_cannot_be_written_down_ends_the_run_and_does_not_hang_it(
+    desk: Desk, needs: Needs | None
+) -> None:
+    with pytest.raises(FlywheelError, match="while writing"):
+        sweep(partial(unwritable, desk=desk), desk, some(1), needs=needs)
 
 
 def learn(trial: Trial, progress: Progress, desk: Desk) -> None:

@@ -1,0 +1,52 @@
+"""An engine on a cluster ends with the process that started it, even if that is killed.
+
+Ray Serve keeps applications until somebody deletes them, so that an engine would hold its GPU for
+ever after a driver that was killed. A keeper, which outlives the driver, waits for the end of an
+actor that does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def kept(application: str) -> Iterator[None]:
+    """Have the Serve application deleted if this process dies in the meantime."""
+    import ray
+
+    owner = ray.remote(num_cpus=0)(_Owner).remote()
+    keeper = ray.remote(num_cpus=0)(_Keeper).options(lifetime="detached").remote()
+    keeper.wait.remote(owner, application)
+    try:
+        yield
+    finally:
+        ray.kill(keeper)
+        ray.kill(owner)
+
+
+class _Owner:
+    """Lives as long as the driver that made it."""
+
+    async def end(self) -> None:
+        """Never comes to its end."""
+        await asyncio.Event().wait()
+
+
+class _Keeper:
+    """Lives until it has nothing left to do."""
+
+    def wait(self, owner: Any, application: str) -> None:
+        """Delete the application once ``owner`` is gone, then go, too."""
+        import ray
+        from ray import serve
+        from ray.exceptions import RayActorError
+
+        try:
+            ray.get(owner.end.remote())
+        except RayActorError:
+            serve.delete(application)
+            ray.actor.exit_actor()
