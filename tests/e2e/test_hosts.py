@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from raylets import Cluster, Node, Place, cluster, hosts, wait_until
+from raylets import Cluster, Node, Place, cluster, hosts
 
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.testing import tiny_model
@@ -87,20 +87,3 @@ def test_a_whole_run_spreads_over_two_hosts(pair: Pair) -> None:
     done = pair.cluster.python(*pair.command("--json"), timeout=400)
     assert done.returncode == 0, done.stderr
     everything_is_there(done.stdout)
-
-
-def test_a_run_that_loses_a_host_while_it_asks_ends_with_every_result(pair: Pair) -> None:
-    runs = pair.shared / "storage" / "runs"
-    before = set(runs.glob("*"))
-
-    def asking() -> bool:
-        mine = set(runs.glob("*")) - before
-        asked = any(any(run.glob("trials/*/completions/*")) for run in mine)
-        return asked or driver.poll() is not None
-
-    with pair.cluster.running(*pair.command("--json", "--fresh")) as driver:
-        wait_until(asking, 400)
-        pair.cluster.nodes[1].lose()
-        out, err = driver.communicate(timeout=400)
-    assert driver.returncode == 0, err
-    everything_is_there(out)
