@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -45,8 +45,9 @@ class _Keeper:
         from ray import serve
         from ray.exceptions import RayActorError
 
-        try:
+        with suppress(RayActorError):  # what this waits for
             ray.get(owner.end.remote())
-        except RayActorError:
+        try:
             serve.delete(application)
+        finally:
             ray.actor.exit_actor()

@@ -17,7 +17,7 @@ from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.testing import tiny_model
 from flywheel.types import Json
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 SIZE = "64m"
 
@@ -61,7 +61,9 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_training_goes_on_from_the_la
         "storage": str(disk),
         "dataset": {"eval_size": 8},
         "candidates": [{"model": str(tiny_model(tmp_path / "tiny"))}],
-        "methods": {"lora": {"rank": 8, "epochs": 8, "checkpoint_every_s": 0}},
+        "methods": {
+            "lora": {"rank": 8, "epochs": 2, "max_train_records": 64, "checkpoint_every_s": 0}
+        },
         "judge": None,
     }
     file = tmp_path / "full.yaml"
@@ -69,11 +71,14 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_training_goes_on_from_the_la
     command = [sys.executable, "-m", "flywheel", "run", str(file)]
 
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while one(NAME, disk) is None:
-        assert run.poll() is None
-        time.sleep(0.01)
-    fill(disk / "ballast")
-    _, err = run.communicate(timeout=240)
+    try:
+        while one(NAME, disk) is None:
+            assert run.poll() is None
+            time.sleep(0.01)
+        fill(disk / "ballast")
+        _, err = run.communicate(timeout=600)
+    finally:
+        run.kill()
     assert run.returncode == 1
     said = err.splitlines()[-1]
     assert "No space left on device" in said

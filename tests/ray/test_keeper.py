@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -41,9 +42,12 @@ def applications() -> set[str]:
     return set(serve.status().applications)
 
 
-def keepers() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if "_Keeper" in "".join(p.cmdline())]
+def keepers() -> list[str]:
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            titles.append("".join(process.cmdline()))
+    return [title for title in titles if "_Keeper" in title]
 
 
 @pytest.mark.parametrize("ending", ["killed", "in order"])
