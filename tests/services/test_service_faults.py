@@ -1,6 +1,6 @@
 """Servers that a run needs, and its storage, fail while it works: the run ends or goes on.
 
-Each test is a row of the table in ``docs/faults-services.md``. Servers are real, or real HTTP.
+Each test is a row of the table in ``docs/faults.md``. Servers are real, or real HTTP.
 """
 
 from __future__ import annotations
