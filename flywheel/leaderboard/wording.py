@@ -6,7 +6,13 @@ import math
 from collections.abc import Sequence
 
 from flywheel.leaderboard.board import Leaderboard, Row, Verdict
-from flywheel.leaderboard.ranking import PLAIN, TEXT_METRIC, TOOL_METRIC, judges_of
+from flywheel.leaderboard.ranking import (
+    LABEL_METRIC,
+    PLAIN,
+    TEXT_METRIC,
+    TOOL_METRIC,
+    judges_of,
+)
 from flywheel.statistics import Difference, plan
 from flywheel.types import Cost, Estimate, TrialResult
 
@@ -14,6 +20,7 @@ NONE = "–"
 _DOES = {
     TOOL_METRIC: "makes production's tool calls",
     TEXT_METRIC: "gives production's answer",
+    LABEL_METRIC: "gives production's label",
     "function_name": "calls production's tool",
 }
 """What a model does that a metric of right and wrong counts."""
