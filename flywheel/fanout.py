@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 
 from flywheel.cluster import Needs
 from flywheel.config import SchedulerConfig
-from flywheel.errors import FlywheelError, TrialStoppedError, boundary
+from flywheel.errors import FlywheelError, StorageError, TrialStoppedError, boundary
 from flywheel.sweep import Feed
 from flywheel.trials import (
     Desk,
@@ -155,9 +155,15 @@ class _Source(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: Json | None = None, error: bool = False
     ) -> None:
-        """Leave word of what the trial could not: that its actor died, or that it was stopped."""
+        """Leave word of what the trial could not: that its actor died, or that it was stopped.
+
+        Raises:
+            StorageError: Nothing can be written down, so there is no going on.
+        """
         trial = self.running.pop(trial_id)
         folder = self.desk.folder(trial)
+        if result is not None and result.get("unwritten"):
+            raise StorageError(result["unwritten"])
         if error and not failure(folder):
             write_failure(folder, FlywheelError("the process that ran it ended"))
         elif result is not None and not result.get("ended") and not folder.exists("training.json"):
@@ -220,15 +226,24 @@ def _trial_id(trial: Any) -> str:
 def _in_tune(config: Json, step: Step, desk: Desk, needs: Needs | None) -> None:
     """Body of a Tune trial: run the step here, or watch over the task that runs it."""
     key, report = config["key"], _Reporter()
-    if needs is None:
-        _run(key, step, desk, report)
+    try:
+        if needs is None:
+            _run(key, step, desk, report)
+        else:
+            _watch(key, step, desk, needs, report)
+    except StorageError as error:  # which took no word of a failure either
+        report.end(str(error))
     else:
-        try:
-            for done, total, val_loss in _task(key, step, desk, needs):
-                report(done, total, val_loss)
-        except Exception as error:  # noqa: BLE001 -- a trainer that was killed is data
-            write_failure(desk.trials.at(key), getattr(error, "cause", error))
-    report.end()
+        report.end()
+
+
+def _watch(key: str, step: Step, desk: Desk, needs: Needs, report: Progress) -> None:
+    """Run the step in a task of its own; that its trainer was killed is data."""
+    try:
+        for done, total, val_loss in _task(key, step, desk, needs):
+            report(done, total, val_loss)
+    except Exception as error:  # noqa: BLE001 -- whatever stops a trial must not stop the others
+        write_failure(desk.trials.at(key), getattr(error, "cause", error))
 
 
 def _run(key: str, step: Step, desk: Desk, report: Progress) -> None:
@@ -320,7 +335,8 @@ class _Reporter:
             self.told = now
             tune.report({**self.last, **({"val_loss": val_loss} if new else {})})
 
-    def end(self) -> None:
-        """Report that the step ended by itself."""
+    def end(self, unwritten: str = "") -> None:
+        """Report that the step ended by itself, and what the storage would not take."""
         loss = math.inf if self.val_loss is None else self.val_loss
-        tune.report({**self.last, "val_loss": loss, "ended": True})  # "done" would end the trial
+        last = {**self.last, "val_loss": loss, "unwritten": unwritten}
+        tune.report({**last, "ended": True})  # "done" would end the trial
