@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -94,7 +95,8 @@ def map_over(
         slack = max(_SLACK, 2 * _SLIVER * concurrent)
         needs = replace(needs, cpus=round(max(0.0, needs.cpus - slack), 3))
     os.environ.update(_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(concurrent))
-    with boundary(FlywheelError, "running trials on Ray Tune"):
+    source = _Source(feed, desk, concurrent, scheduler.kind)
+    with boundary(FlywheelError, "running trials on Ray Tune"), source.faithful():
         tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_in_tune, step=step, desk=desk, needs=needs),
@@ -103,7 +105,7 @@ def map_over(
             tune_config=tune.TuneConfig(
                 metric="val_loss",
                 mode="min",
-                search_alg=_Source(feed, desk, concurrent, scheduler.kind),
+                search_alg=source,
                 scheduler=_scheduler(scheduler),
                 num_samples=-1,
                 reuse_actors=True,
@@ -139,6 +141,8 @@ class _Source(Searcher):  # type: ignore[misc]
         self.feed, self.desk = feed, desk
         self.concurrent, self.scheduler = concurrent, scheduler
         self.running: dict[str, Trial] = {}
+        self.broken: StorageError | None = None
+        """Why nothing can be written down any more."""
 
     def __getstate__(self) -> Json:
         """Tune pickles it with its snapshots; a study cannot be pickled."""
@@ -148,7 +152,7 @@ class _Source(Searcher):  # type: ignore[misc]
         """The next trial's key, its spec being in its folder; none while no place is free."""
         if len(self.running) >= self.concurrent or not self.feed.ready:
             return None
-        trial = self.feed.next()
+        trial = None if self.broken else self.feed.next()
         if trial is None:
             return str(self.FINISHED)
         folder = self.desk.folder(trial)
@@ -161,17 +165,38 @@ class _Source(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: Json | None = None, error: bool = False
     ) -> None:
+        """Let the feed know; Tune would swallow what goes wrong here and call again."""
+        try:
+            self._ended(self.running.pop(trial_id), result or {}, error=error)
+        except StorageError as trouble:
+            self.broken = trouble
+
+    def _ended(self, trial: Trial, result: Json, *, error: bool) -> None:
         """Leave word of what the trial could not: that its actor died, or that it was stopped."""
-        trial = self.running.pop(trial_id)
         folder = self.desk.folder(trial)
+        if result.get("unwritten"):
+            raise StorageError(result["unwritten"])
         if error and not failure(folder):
             write_failure(folder, FlywheelError("the process that ran it ended"))
-        elif result is not None and not result.get("ended") and not folder.exists("training.json"):
+        elif result and not result.get("ended") and not folder.exists("training.json"):
             kept = ("val_loss", "reached", "total", "seconds")
             facts = {name: result[name] for name in kept}
             share = result["reached"] / result["total"]
             write_stop(folder, {"by": self.scheduler, "share": share, **facts})
         self.feed.ended(trial)
+
+    @contextmanager
+    def faithful(self) -> Iterator[None]:
+        """Raise at the end what Tune was not told: a storage that takes nothing ends the run.
+
+        Raises:
+            StorageError: As it came, whatever Tune made of the full disk.
+        """
+        try:
+            yield
+        finally:
+            if self.broken is not None:
+                raise self.broken
 
     def save(self, checkpoint_path: str) -> None:
         """Keep nothing: trials keep their own journal."""
@@ -226,15 +251,24 @@ def _trial_id(trial: Any) -> str:
 def _in_tune(config: Json, step: Step, desk: Desk, needs: Needs | None) -> None:
     """Body of a Tune trial: run the step here, or watch over the task that runs it."""
     key, report = config["key"], _Reporter()
-    if needs is None:
-        _run(key, step, desk, report)
+    try:
+        if needs is None:
+            _run(key, step, desk, report)
+        else:
+            _watch(key, step, desk, needs, report)
+    except StorageError as error:  # which took no word of a failure either
+        report.end(str(error))
     else:
-        try:
-            for done, total, val_loss in _task(key, step, desk, needs):
-                report(done, total, val_loss)
-        except Exception as error:  # noqa: BLE001 -- a trainer that was killed is data
-            write_failure(desk.trials.at(key), getattr(error, "cause", error))
-    report.end()
+        report.end()
+
+
+def _watch(key: str, step: Step, desk: Desk, needs: Needs, report: Progress) -> None:
+    """Run the step in a task of its own; that its trainer was killed is data."""
+    try:
+        for done, total, val_loss in _task(key, step, desk, needs):
+            report(done, total, val_loss)
+    except Exception as error:  # noqa: BLE001 -- whatever stops a trial must not stop the others
+        write_failure(desk.trials.at(key), getattr(error, "cause", error))
 
 
 def _run(key: str, step: Step, desk: Desk, report: Progress) -> None:
@@ -365,7 +399,8 @@ class _Reporter:
             self.told = now
             tune.report({**self.last, **({"val_loss": val_loss} if new else {})})
 
-    def end(self) -> None:
-        """Report that the step ended by itself."""
+    def end(self, unwritten: str = "") -> None:
+        """Report that the step ended by itself, and what the storage would not take."""
         loss = math.inf if self.val_loss is None else self.val_loss
-        tune.report({**self.last, "val_loss": loss, "ended": True})  # "done" would end the trial
+        last = {**self.last, "val_loss": loss, "unwritten": unwritten}
+        tune.report({**last, "ended": True})  # "done" would end the trial

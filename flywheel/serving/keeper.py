@@ -20,6 +20,7 @@ def kept(application: str) -> Iterator[None]:
 
     owner = ray.remote(num_cpus=0)(_Owner).remote()
     keeper = ray.remote(num_cpus=0)(_Keeper).options(lifetime="detached").remote()
+    ray.get(keeper.here.remote())
     keeper.wait.remote(owner, application)
     try:
         yield
@@ -38,6 +39,9 @@ class _Owner:
 
 class _Keeper:
     """Lives until it has nothing left to do."""
+
+    def here(self) -> None:
+        """Answer: from then on it outlives its driver."""
 
     def wait(self, owner: Any, application: str) -> None:
         """Delete the application once ``owner`` is gone, then go, too."""

@@ -17,7 +17,7 @@ from flywheel import fanout, trials
 from flywheel.budget import Budget
 from flywheel.cluster import Needs
 from flywheel.config import BudgetConfig, SchedulerConfig
-from flywheel.errors import FlywheelError
+from flywheel.errors import StorageError
 from flywheel.fanout import Step
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
@@ -183,8 +183,9 @@ def unwritable(trial: Trial, progress: Progress, desk: Desk) -> None:
 def test_a_failure_that_cannot_be_written_down_ends_the_run_and_does_not_hang_it(
     desk: Desk, needs: Needs | None
 ) -> None:
-    with pytest.raises(FlywheelError, match="while writing"):
+    with pytest.raises(StorageError, match="while writing") as raised:
         sweep(partial(unwritable, desk=desk), desk, some(1), needs=needs)
+    assert "\n" not in str(raised.value)
 
 
 def learn(trial: Trial, progress: Progress, desk: Desk) -> None:
