@@ -8,6 +8,7 @@ journal their own results; Tune's snapshots and logs, which lag and grow, are sw
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import queue
@@ -95,6 +96,7 @@ def map_over(
         slack = max(_SLACK, 2 * _SLIVER * concurrent)
         needs = replace(needs, cpus=round(max(0.0, needs.cpus - slack), 3))
     os.environ.update(_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(concurrent))
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of snapshots that nobody needs
     source = _Source(feed, desk, concurrent, scheduler.kind)
     with boundary(FlywheelError, "running trials on Ray Tune"), source.faithful():
         tune.Tuner(
