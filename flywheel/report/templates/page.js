@@ -46,7 +46,7 @@
 
   if (form) {
     form.hidden = false;
-    form.addEventListener("input", changed);
+    for (const event of ["input", "change"]) form.addEventListener(event, changed);
     form.addEventListener("submit", (event) => event.preventDefault());
     more.addEventListener("click", () => { limit += STEP; show(); });
     addEventListener("hashchange", follow);
