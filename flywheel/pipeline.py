@@ -14,7 +14,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +40,7 @@ from flywheel import (
     report,
     reuse,
     sizing,
+    steps,
     sweep,
     trials,
     versions,
@@ -73,11 +74,9 @@ from flywheel.spaces import extremes
 from flywheel.statistics import Groups, Power, conversations, estimates, plan
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
-from flywheel.trials import Desk, Progress
+from flywheel.trials import Desk
 from flywheel.types import Completion, Json, Record, Score, ScoreStatus, Trial, TrialResult
 
-_FIRST = "answers.json"
-"""What marks the first step of asking; the others build on it."""
 _RESUME = "the same command with --resume goes on from here"
 
 
@@ -428,7 +427,7 @@ class _Run:
             return
         search = self.experiment.search
         needs = self.cluster.trainer_needs(getattr(self.experiment.methods, method))
-        step = partial(_train_step, desk=self.desk, threads=math.ceil(needs.cpus))
+        step = partial(steps.train, desk=self.desk, threads=math.ceil(needs.cpus))
         what = "adapters" if method == "lora" else "models"
         show = partial(self.show, f"training {feed.expected} {what}")
         show(0, 0)
@@ -450,7 +449,7 @@ class _Run:
         endpoints: dict[str, Endpoint] = {}
         queues = self._queues(waiting, endpoints)
         asks = [(asking.marker, asking.ask) for asking in askings]
-        step = partial(_ask_step, asks=asks, desk=self.desk, endpoints=endpoints)
+        step = partial(steps.ask, asks=asks, desk=self.desk, endpoints=endpoints)
         titles = list(dict.fromkeys(trial.candidate for trial in waiting))
         whom = titles[0] if len(titles) == 1 else f"{len(titles)} candidates"
 
@@ -464,16 +463,16 @@ class _Run:
             watched = self.monitor.watch(feed, "answering")
             fanout.map_over(step, watched, self.desk, feed.places, show)
 
-    def _askings(self) -> Iterator[_Asking]:
+    def _askings(self) -> Iterator[steps.Asking]:
         """What is done while a trial's engine is held, in this order."""
         latency, cascades = self.experiment.latency, self.experiment.cascades
-        yield _Asking(_FIRST, trials.answer, self._answered)
+        yield steps.Asking(steps.ANSWERS, trials.answer, self._answered)
         if cascades:
-            ask = partial(_ask_val, most=cascades.val_records)
-            yield _Asking("val.json", ask, self._answered_val)
+            ask = partial(steps.ask_val, most=cascades.val_records)
+            yield steps.Asking("val.json", ask, self._answered_val)
         if latency:
-            ask = partial(_ask_under_load, config=latency)
-            yield _Asking(loadtest.MARKER, ask, self._load_tested)
+            ask = partial(steps.ask_under_load, config=latency)
+            yield steps.Asking(loadtest.MARKER, ask, self._load_tested)
 
     def _queues(self, waiting: Sequence[Trial], endpoints: dict[str, Endpoint]) -> list[Queue]:
         """What is to be asked, by engine or endpoint; fills in where each trial is."""
@@ -822,57 +821,6 @@ class _Run:
 def _ended_well(note: Json) -> bool:
     """Whether a run has nothing left to do: a trial that failed is tried again when asked to."""
     return note["status"] == "succeeded" and not note.get("failed")
-
-
-def _train_step(trial: Trial, progress: Progress, desk: Desk, threads: int) -> None:
-    trials.train(trial, desk, threads, progress)
-
-
-Ask = Callable[[Trial, Desk, Endpoint, Progress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """One of the steps that ask a trial's endpoint."""
-
-    marker: str
-    """What it writes last."""
-    ask: Ask
-    ended: Callable[[Trial], None]
-    """Tells the budget what it took."""
-
-    def due(self, folder: Storage) -> bool:
-        """Whether it is still to be done, as far as is known before."""
-        return _due(folder, self.marker)
-
-
-def _due(folder: Storage, marker: str) -> bool:
-    """A trial that was stopped before it had all its answers waits for no further step."""
-    if folder.exists(marker):
-        return False
-    return not (folder.exists(_FIRST) and trials.read_stop(folder))
-
-
-def _ask_step(
-    trial: Trial,
-    progress: Progress,
-    asks: Sequence[tuple[str, Ask]],
-    desk: Desk,
-    endpoints: dict[str, Endpoint],
-) -> None:
-    for marker, ask in asks:
-        if _due(desk.folder(trial), marker):
-            ask(trial, desk, endpoints[trial.key], progress)
-
-
-def _ask_val(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress, most: int) -> None:
-    trials.answer_val(trial, desk, endpoint, most, progress)
-
-
-def _ask_under_load(
-    trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress, config: LatencyConfig
-) -> None:
-    loadtest.measure(trial, desk, endpoint, config, progress)
 
 
 def _adapter(trial: Trial) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
@@ -84,7 +85,9 @@ class Bars:
 class _Sparing:
     """Says something when a stage begins, every ten seconds, and when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str, int, int, float], None]) -> None:
+        """Say it by ``say``: stage, done, total, seconds since the stage began."""
+        self._say = say
         self._stage = ""
         self._began = self._said = time.monotonic()
 
@@ -101,30 +104,28 @@ class _Sparing:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _say(self, stage: str, done: int, total: int, seconds: float) -> None:
-        raise NotImplementedError
-
 
 class Lines(_Sparing):
     """Lines for people, on a stream that is no terminal."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
+        def say(stage: str, done: int, total: int, seconds: float) -> None:
+            count = f" {done}/{total}" if total else ""
+            text = f"{stage}{count} ({seconds:.0f} s)"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _say(self, stage: str, done: int, total: int, seconds: float) -> None:
-        count = f" {done}/{total}" if total else ""
-        text = f"{stage}{count} ({seconds:.0f} s)"
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        super().__init__(say)
 
 
 class Logged(_Sparing):
     """Lines of the log."""
 
-    def _say(self, stage: str, done: int, total: int, seconds: float) -> None:
-        log.info(
-            "progress", extra=fields(stage=stage, done=done, total=total, seconds=round(seconds, 1))
-        )
+    def __init__(self) -> None:
+        def say(stage: str, done: int, total: int, seconds: float) -> None:
+            told = fields(stage=stage, done=done, total=total, seconds=round(seconds, 1))
+            log.info("progress", extra=told)
+
+        super().__init__(say)
 
 
 def display(console: Console) -> Display:

@@ -31,7 +31,7 @@ LAYERS = {
     },
     "trials": {
         "planning", "gate", "trials", "adaptive", "sweep", "asking", "reuse", "forecast",
-        "fanout", "loadtest", "cascading", "report", "monitor",
+        "fanout", "steps", "loadtest", "cascading", "report", "monitor",
     },
     "runs": {
         "labelling", "pipeline", "recording", "status", "paritycheck", "chosen", "submitting",
