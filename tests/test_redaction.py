@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import pickle
 import random
-import time
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from flywheel.errors import ConfigError
 from flywheel.redaction import SUSPICIOUS, find, mask_text, needs_masking, redact, redactor
 from flywheel.redaction.patterns import search
 from flywheel.types import Json, Normalisation, Record
+from tests.cpu_time import cpu_within
 
 MASKED = [
     ("Write to Jane.Doe+x@mail.example.co.uk.", "Write to <EMAIL_1>."),
@@ -157,17 +157,15 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_no_text_makes_it_slow(piece: str) -> None:
-    start = time.perf_counter()
-    search(piece * 50_000)
-    needs_masking(piece * 50_000)
-    assert time.perf_counter() - start < 5
+    with cpu_within(5):
+        search(piece * 50_000)
+        needs_masking(piece * 50_000)
 
 
 def test_many_values_in_one_record_do_not_make_it_slow() -> None:
-    start = time.perf_counter()
-    _, counts = redact(record(" ".join(f"u{i}@example.com" for i in range(20_000))))
-    assert counts == {"EMAIL": 20_000}
-    assert time.perf_counter() - start < 5
+    with cpu_within(5):
+        _, counts = redact(record(" ".join(f"u{i}@example.com" for i in range(20_000))))
+        assert counts == {"EMAIL": 20_000}
 
 
 # ------------------------------------------------------------------ records

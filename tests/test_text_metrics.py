@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from flywheel.config import MetricConfig
 from flywheel.scoring import METRICS, TEXT_METRICS, Scorer, chosen, text
 from flywheel.testing import sample_record, text_reply, tool_reply
 from flywheel.types import Completion, Json, Score, ScoreStatus
+from tests.cpu_time import cpu_within
 
 PARAMETERS: dict[str, Json] = {"regex_match": {"pattern": r"(\w)"}}
 OF_TEXT = [n for n, m in METRICS.items() if m.applies is METRICS["exact_match"].applies]
@@ -203,9 +203,8 @@ def test_a_pattern_that_catches_nothing_in_the_reference_leaves_the_record_unsco
 
 
 def test_patterns_that_hang_other_engines_are_answered_at_once():
-    start = time.perf_counter()
-    assert value("regex_match", "", "a" * 100_000 + "!", pattern=r"^(?:(?:a+)+)+$") == 0
-    assert time.perf_counter() - start < 2
+    with cpu_within(2):
+        assert value("regex_match", "", "a" * 100_000 + "!", pattern=r"^(?:(?:a+)+)+$") == 0
 
 
 @pytest.mark.parametrize("name", [n for n in OF_TEXT if n not in ("json_match", "json_f1")])
@@ -248,10 +247,11 @@ def test_the_reference_itself_scores_one_or_not_at_all(name, said):
 @pytest.mark.parametrize("name", OF_TEXT)
 @pytest.mark.parametrize("unit", ["word ", "a", "你", "👩‍👩‍👧", "[", "\ud800"])
 def test_a_hundred_kilobytes_are_scored_within_seconds(name, unit):
-    start = time.perf_counter()
-    score = scored(name, "a short answer", unit * (100_000 // len(unit.encode("utf-8", "replace"))))
-    assert score.value is not None or score.reason
-    assert time.perf_counter() - start < 3
+    with cpu_within(3):
+        score = scored(
+            name, "a short answer", unit * (100_000 // len(unit.encode("utf-8", "replace")))
+        )
+        assert score.value is not None or score.reason
 
 
 def test_a_text_beyond_all_measure_is_unscored_not_wrong():
@@ -264,11 +264,10 @@ def test_ten_thousand_answers_are_scored_in_seconds():
     said = [f"Your order A-{i} was shipped on day {i % 31} and arrives soon." for i in range(50)]
     records = [sample_record(str(i), text_reply(said[i])) for i in range(50)]
     scorer = Scorer(chosen.bound(None, labels=False))
-    start = time.process_time()
-    for i in range(10_000):
-        record = records[i % 50]
-        assert len(scorer.score(record, Completion(record.id, text_reply(said[i % 49])))) == 4
-    assert time.process_time() - start < 10
+    with cpu_within(10):
+        for i in range(10_000):
+            record = records[i % 50]
+            assert len(scorer.score(record, Completion(record.id, text_reply(said[i % 49])))) == 4
 
 
 def test_embeddings_are_asked_for_once_and_only_of_texts():
