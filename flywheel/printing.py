@@ -36,12 +36,22 @@ def board(folder: Storage, *, as_json: bool) -> None:
     for column in table.columns:
         column.overflow = "fold"  # a figure is never cut
     table.columns[columns.index("trial")].no_wrap = True
+    trial, verdict = columns.index("trial"), columns.index("verdict")
+    without = [row for row in rows if _empty(row, {trial, verdict})]
     for row in rows:
-        table.add_row(*map(escape, row))
+        if row not in without:  # a sentence in a narrow column would make the row a page long
+            table.add_row(*map(escape, row))
     out.print(table)
+    for row in without:
+        out.print(escape(f"{row[trial]}: {row[verdict]}"), highlight=False, soft_wrap=True)
     for sentence in (_judge_sentence(ranked.calibration), ranked.note, leaderboard.verdict(ranked)):
         if sentence:
             out.print(escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _empty(row: list[str], named: set[int]) -> bool:
+    """Whether a row has no figure beside these cells."""
+    return all(cell == leaderboard.NONE for n, cell in enumerate(row) if n not in named)
 
 
 def warnings(warnings: list[str]) -> None:

@@ -233,6 +233,8 @@ def test_results_as_a_table_show_trials_judge_and_verdict(
     assert "lora" in ended.out
     assert "not trusted" in ended.out
     assert "answers best" in ended.out
+    failed = [line for line in ended.out.splitlines() if "failed" in line]
+    assert failed == ["SmolLM2 lora lr=0.5 r=16: failed: the loss is not finite at step 12"]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from flywheel.leaderboard.board import Leaderboard, Row, Verdict
 from flywheel.leaderboard.ranking import TOOL_METRIC, choose_metric, rank
 from flywheel.leaderboard.tabular import to_csv
 from flywheel.leaderboard.wording import (
+    NONE,
     decimal,
     floor,
     headline,
@@ -22,6 +23,7 @@ from flywheel.leaderboard.wording import (
 )
 
 __all__ = [
+    "NONE",
     "TOOL_METRIC",
     "Leaderboard",
     "Row",
