@@ -75,10 +75,11 @@ class Cluster:
         Raises:
             ClusterError: They cannot; says what is needed and what is there.
         """
+        hint = "" if self.ours else " (cluster.wait_minutes waits for an autoscaler to bring more)"
         if not any(_fits(needs, node) for node in self.nodes):
-            raise ClusterError(f"{what} needs {needs} on one node; the cluster has {self}")
+            raise ClusterError(f"{what} needs {needs} on one node; the cluster has {self}{hint}")
         if not self.holds([needs] * copies):
-            raise ClusterError(f"{what} needs {needs} {copies} times; the cluster has {self}")
+            raise ClusterError(f"{what} needs {needs} {copies} times; the cluster has {self}{hint}")
 
     def holds(self, needs: Sequence[Needs]) -> bool:
         """Whether all of these fit side by side, each on one node."""

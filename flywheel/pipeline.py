@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import (
+    arrivals,
     config,
     costs,
     curation,
@@ -266,6 +267,7 @@ class _Run:
         """Refuse what cannot end well: no room, no weights, no key."""
         self.show("checking the request", 0, 0)
         experiment = self.experiment
+        self.cluster = arrivals.await_nodes(experiment, self.cluster, self.show)
         self.warnings += nodes.check(self.cluster, self.desk.storage)
         self._power(experiment.dataset.eval_size)
         judging.check_prompts([judge.prompt for judge in experiment.judges])

@@ -52,6 +52,8 @@ class Node:
     """Accelerator type."""
     environment: Mapping[str, str] = field(default_factory=dict)
     place: Place = Place()
+    options: Sequence[str] = ()
+    """More ones of ``ray start``."""
 
 
 @dataclass
@@ -145,12 +147,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(*nodes: Node) -> Iterator[Cluster]:
+def cluster(*nodes: Node, port: int = 0) -> Iterator[Cluster]:
     """Start these nodes, the head first; end all of them on the way out."""
     folder = nodes[0].place.disk or _short_folder()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": _path()}
     environment.pop("RAY_ADDRESS", None)
-    head, port = nodes[0], free_port()
+    head, port = nodes[0], port or free_port()
     options = ["--head", f"--port={port}", f"--temp-dir={folder}"]
     options += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
     with ExitStack() as held:
@@ -232,7 +234,7 @@ def _start(node: Node, options: Sequence[str], environment: Mapping[str, str]) -
     # By default those of any other node on this machine.
     for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"):
         command.append(f"--{name}={free_port()}")
-    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", *node.options]
     for _ in range(_TRIES):
         raylet = _run(command, {**environment, **node.environment})
         if raylet.joined():

@@ -30,8 +30,8 @@ LAYERS = {
         "serving", "inference", "judging", "tracking", "promotion",
     },
     "trials": {
-        "planning", "gate", "trials", "adaptive", "sweep", "asking", "reuse", "forecast",
-        "fanout", "steps", "loadtest", "cascading", "report", "monitor",
+        "planning", "arrivals", "gate", "trials", "adaptive", "sweep", "asking", "reuse",
+        "forecast", "fanout", "steps", "loadtest", "cascading", "report", "monitor",
     },
     "runs": {
         "labelling", "pipeline", "recording", "status", "paritycheck", "chosen", "submitting",

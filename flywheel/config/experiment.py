@@ -19,7 +19,7 @@ from flywheel.config.evaluation import (
 )
 from flywheel.config.measuring import CascadeConfig, LatencyConfig
 from flywheel.config.methods import MethodsConfig
-from flywheel.config.search import BudgetConfig, SearchConfig
+from flywheel.config.search import BudgetConfig, ClusterConfig, SearchConfig
 from flywheel.config.section import Section
 from flywheel.types import Json
 
@@ -56,6 +56,7 @@ class Experiment(Section):
     methods: MethodsConfig
     search: SearchConfig = SearchConfig()
     budget: BudgetConfig = BudgetConfig()
+    cluster: ClusterConfig = ClusterConfig()
     sampling: SamplingConfig = SamplingConfig()
     judge: Annotated[
         Annotated[None, Tag("[none]")]

@@ -41,6 +41,15 @@ class SearchConfig(Section):
     """Trainings at the same time; default: what fits on the cluster."""
 
 
+class ClusterConfig(Section):
+    """The cluster that a run joins."""
+
+    wait_minutes: Annotated[float, Field(ge=0)] = 0
+    """How long to wait for nodes that an autoscaler brings: those that the engines take, side by
+    side, then those of the trainers, ``search.max_concurrent`` or one. A run plans by what is there
+    then. Default: not at all, so that what fits on no node is refused at once."""
+
+
 class BudgetConfig(Section):
     """What a run may take. Once reached, no trial is started; those that run are finished."""
 
