@@ -114,7 +114,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: curate, train, answer, score, judge, rank."""
-    from flywheel import pipeline
+    from flywheel import pipeline, preflight, runs
 
     if log_texts and not log_format:
         raise RequestError("--log-texts says what a log may hold: name --log-format, too")
@@ -134,10 +134,10 @@ def run(
         return
     if log_format:
         configure(log_format, texts=log_texts)
-    run_id = pipeline.unfinished_run(loaded) if resume else None
+    run_id = runs.unfinished(loaded) if resume else None
     if resume and run_id is None:
         raise RequestError(f"{experiment}: no unfinished run of it in {loaded.storage}")
-    run_id = run_id or pipeline.new_run_id(loaded)
+    run_id = run_id or runs.new_id(loaded)
     if not verbose:
         _hush()
     place = Storage(loaded.storage).url
@@ -146,8 +146,8 @@ def run(
     else:
         where = f"run [bold]{run_id}[/] in {place}"
         printing.err.print(where, highlight=False, soft_wrap=True)
-    planned = pipeline.power(loaded, loaded.dataset.eval_size)
-    printing.warnings(pipeline.power_warning(loaded, planned))
+    planned = preflight.power(loaded, loaded.dataset.eval_size)
+    printing.warnings(preflight.power_warning(loaded, planned))
     shown = Logged() if log_format else display(printing.err)
     try:
         outcome = pipeline.run(loaded, run_id, address, shown, fresh=fresh)
