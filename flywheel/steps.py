@@ -1,6 +1,6 @@
 """What is done with one trial where it runs: it is trained, or asked step by step.
 
-The pipeline binds these functions to a run and lets Ray Tune call them with a trial and a progress
+A run's stages bind these functions to it and let Ray Tune call them with a trial and a progress
 (`flywheel.fanout`), so they are picklable and know nothing else of the run.
 """
 

@@ -25,20 +25,19 @@ LAYERS = {
     },
     "adapters": {
         "storage", "stores", "ingest", "sample_logs", "intake", "shuffle", "spread", "curation",
-        "catalogue", "cluster", "nodes", "versions", "metrics", "progress",
-        "models", "rendering", "methods",
-        "serving", "inference", "judging", "tracking", "promotion",
+        "catalogue", "cluster", "nodes", "versions", "provenance", "metrics",
+        "progress", "models", "rendering", "methods", "serving", "inference", "judging",
+        "tracking", "promotion",
     },
     "trials": {
         "planning", "arrivals", "gate", "trials", "adaptive", "sweep", "asking", "reuse",
-        "forecast", "fanout", "steps", "loadtest", "cascading", "report", "monitor",
+        "forecast", "fanout", "steps", "loadtest", "cascading", "report", "monitor", "stages",
     },
     "runs": {
-        "labelling", "pipeline", "recording", "status", "paritycheck", "chosen", "submitting",
-        "service",
-        "doctor",
+        "labelling", "runs", "preflight", "pipeline", "recording", "status", "paritycheck",
+        "chosen", "submitting", "service", "doctor",
     },
-    "front": {"printing", "cli"},
+    "front": {"printing", "commands", "cli"},
 }  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}
 

@@ -85,6 +85,15 @@ class Experiment(Section):
             return self.judge
         return [self.judge] if self.judge else []
 
+    @property
+    def local_models(self) -> list[str]:
+        """The models of candidates that are served here."""
+        return [candidate.model for candidate in self.candidates if not candidate.remote]
+
+    def candidate(self, title: str) -> CandidateConfig:
+        """The candidate of this title; there is one."""
+        return next(candidate for candidate in self.candidates if candidate.title == title)
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         titles = [candidate.title for candidate in self.candidates]

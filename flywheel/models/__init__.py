@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flywheel.errors import ModelNotFoundError
@@ -83,6 +83,12 @@ def size(model: str) -> Size | None:
         return Size.of(config, weights)
     except KeyError:  # a shape that says nothing of its heads
         return None
+
+
+def weight(model: str, beside: Sequence[str]) -> float:
+    """How large a model is beside others; all alike where one is still to be downloaded."""
+    sizes = [size(name) for name in (model, *beside)]
+    return float(sizes[0].weight_bytes) if sizes[0] and all(sizes) else 1.0
 
 
 def cache_folder() -> Path:

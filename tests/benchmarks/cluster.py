@@ -203,7 +203,7 @@ def _train(
     diary: Diary,
     rng: random.Random,
 ) -> None:
-    """As `pipeline` does: longest first, as many at once as the cluster has room for."""
+    """As `stages.training` does: longest first, as many at once as the cluster has room for."""
     assert wanted.methods.lora is not None
     needs = cluster.trainer_needs(wanted.methods.lora)
     ordered = forecast.longest_first(trained, ROWS, lambda model: MODELS[model].billions)
@@ -227,7 +227,7 @@ def _ask(
     diary: Diary,
     rng: random.Random,
 ) -> None:
-    """As `pipeline` does: engines side by side, replicas shared out, a trial for each of them."""
+    """As `stages` does: engines side by side, replicas shared out, a trial for each of them."""
     groups = {c.model: [t for t in planned if t.model == c.model] for c in wanted.candidates}
     wants = [
         Want(
