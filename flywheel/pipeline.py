@@ -268,7 +268,7 @@ class _Run:
         experiment = self.experiment
         self.warnings += nodes.check(self.cluster, self.desk.storage)
         self._power(experiment.dataset.eval_size)
-        judging.check_prompts([judge.prompt for judge in experiment.judges])
+        judging.check_prompts([judge.prompt for judge in judging.judges(experiment)])
         for model in [*experiment.candidates, *experiment.judges]:
             if model.remote:
                 config.secret(model.api_key_env)

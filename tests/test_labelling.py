@@ -235,6 +235,12 @@ def labels_of(*spoken: tuple[int, bool | None, Any]) -> dict[str, Label]:
     return {label.key: label for label in found}
 
 
+def row(record_id: str, pair: str, value: float | None, *, judged: bool = True) -> Json:
+    """What matters of a line of ``verdicts/<metric>.jsonl``."""
+    judges = {"judge": {"value": value}} if judged else {}
+    return {"record_id": record_id, "pair": pair, "value": value, "judges": judges}
+
+
 def test_only_the_beginning_of_the_random_order_is_a_sample() -> None:
     keys = sorted(Pair("q", "r", str(n)).key for n in range(6))
     number = {Pair("q", "r", str(n)).key: n for n in range(6)}
@@ -252,12 +258,7 @@ def test_only_the_beginning_of_the_random_order_is_a_sample() -> None:
 
 def test_judges_are_compared_with_people_on_the_sample() -> None:
     labels = labels_of(*((n, n % 4 != 0, "random") for n in range(24)))
-    rows = {
-        "t": [
-            {"record_id": f"r{n}", "pair": Pair("q", "r", str(n)).key, "value": float(n % 2)}
-            for n in range(24)
-        ]
-    }
+    rows = {"t": [row(f"r{n}", Pair("q", "r", str(n)).key, float(n % 2)) for n in range(24)]}
     found = human(labels, rows, 0.5)
     assert (found["labels"], found["drawn"], found["n"]) == (24, 24, 24)
     assert found["true_positive_rate"] == pytest.approx(12 / 18)
@@ -271,7 +272,7 @@ def test_judges_are_compared_with_people_on_the_sample() -> None:
 @pytest.mark.parametrize("good", [True, False])
 def test_labels_that_say_one_thing_and_verdicts_that_say_the_same_have_no_kappa(good: bool) -> None:
     labels = labels_of(*((n, good, "random") for n in range(5)))
-    rows = [{"record_id": k, "pair": k, "value": float(good)} for k in labels]
+    rows = [row(key, key, float(good)) for key in labels]
     found = human(labels, {"t": rows}, 0.5)
     assert found["kappa"] is None
     assert found["true_positive_rate"] == (1.0 if good else None)
@@ -281,9 +282,18 @@ def test_labels_that_say_one_thing_and_verdicts_that_say_the_same_have_no_kappa(
 def test_pairs_without_a_verdict_are_not_compared() -> None:
     labels = labels_of((0, True, "random"), (1, False, "random"))
     values = [None, 0.0]
-    rows = [{"record_id": k, "pair": k, "value": v} for k, v in zip(labels, values, strict=True)]
+    rows = [row(key, key, value) for key, value in zip(labels, values, strict=True)]
     found = human(labels, {"t": rows}, 0.5)
     assert (found["labels"], found["overall"]["n"]) == (2, 1)
+
+
+def test_what_a_program_settled_counts_for_the_mean_and_not_for_the_judge() -> None:
+    labels = labels_of(*((n, n % 2 == 0, "random") for n in range(20)))
+    rows = [row(key, key, float(n % 2), judged=n < 5) for n, key in enumerate(labels)]
+    found = human(labels, {"t": rows}, 0.5)
+    assert (found["labels"], found["drawn"]) == (20, 20)
+    assert (found["n"], found["overall"]["n"]) == (5, 5)
+    assert found["corrected"]["t"]["value"] == pytest.approx(0.5)
 
 
 def test_labels_of_pairs_nobody_rated_say_nothing() -> None:

@@ -83,7 +83,8 @@ class ScoringConfig(Section):
     """A ground-truth file (JSON Lines: ``id`` of a record, ``expected`` answer) that says what is
     right in place of production's answers; records that it does not name stay unscored."""
     free_text: FreeTextConfig | None = None
-    """Arguments of tool calls that a judge compares where all else is right; default: none."""
+    """Arguments of tool calls that the judge compares where all else is right
+    (``tool_calling_correctness``); default: none."""
 
 
 class ParityConfig(Section):

@@ -113,7 +113,8 @@ def with_agreement(calibration: Calibration, panel: Panel, rows: Sequence[Json])
     """The same with how far the judges agree on candidates' answers."""
     if len(panel.judges) < 2:
         return calibration
-    agreement = {"alpha": panel.alpha(rows), "n": len(rows), "combine": panel.config.combine}
+    judged = [row for row in rows if row["judges"]]
+    agreement = {"alpha": panel.alpha(judged), "n": len(judged), "combine": panel.config.combine}
     return replace(calibration, agreement=agreement)
 
 
