@@ -27,7 +27,7 @@ from flywheel.judging.labels import Label, sample
 from flywheel.judging.pairs import Pair
 from flywheel.labelling import Pool, sheet, terminal
 from flywheel.labelling.page import LabelServer
-from flywheel.leaderboard import Leaderboard, rank, table
+from flywheel.leaderboard import Leaderboard, rank, table, to_markdown
 from flywheel.serving import remote
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
@@ -318,6 +318,7 @@ def test_labels_stand_in_the_runs_files_and_on_its_board(bench: Bench) -> None:
     bench.run.write_json("leaderboard.json", board.to_json())
     bench.storage.at("runs", "shop-1", "trials", trial.key).copy_from(bench.trial, "completions")
     bench.storage.at("runs", "shop-1", "trials", trial.key).copy_from(bench.trial, "verdicts")
+    bench.run.write_bytes("report.html", b"as it was before")
     pool = bench.pool()
     pool.label({key: (good, "random") for key, good in right(pool).items()})
     found = pool.close()["similarity"]
@@ -328,6 +329,15 @@ def test_labels_stand_in_the_runs_files_and_on_its_board(bench: Bench) -> None:
     corrected = found["corrected"][trial.key]
     shown = f"by people {corrected['value']:.2f} [{corrected['low']:.2f}, {corrected['high']:.2f}]"
     assert any(shown in cell for row in table(after)[1] for cell in row)
+    assert shown in bench.run.read_bytes("report.html").decode()
+    assert shown in to_markdown(after)
+
+
+def test_labels_of_a_run_that_is_not_ranked_yet_make_no_report(bench: Bench) -> None:
+    pool = bench.pool()
+    pool.label({next(iter(pool.items)): (True, "random")})
+    assert pool.close()["similarity"]["labels"] == 1
+    assert not bench.run.exists("report.html")
 
 
 def test_labels_hold_in_another_run_and_a_later_word_counts(bench: Bench) -> None:
