@@ -21,15 +21,16 @@ class JudgeConfig(ModelConfig):
     show_question: bool = False
     """Show the judge the user's question beside the two answers. Large judges use it; small ones
     let it distract them, as their calibration shows."""
-    calibration_pairs: Annotated[int, Field(ge=5)] = 40
-    """Reference answers judged against themselves, and as many against paraphrases where they are
-    at hand, against other records' answers, and against themselves corrupted."""
+    calibration_pairs: Annotated[int, Field(ge=5)] = 24
+    """Records that its calibration rests on: the reference answer of each is judged against itself
+    and against another record's, that of one in four also reworded, corrupted, and corrupted in
+    the reference's place."""
     prompt: str = "similarity"
     """``similarity`` (1 to 10), ``tool_calls`` (are the calls correct, 1 to 10), ``preference``
     (which of the two is better, asked in both orders), or a YAML file of your own."""
-    injection_suite: bool = True
-    """Measure with the calibration how often attacks in an answer move the verdict: some 50
-    verdicts more."""
+    injection_suite: bool | Annotated[int, Field(ge=0)] = 14
+    """Attacks in an answer that the calibration tries, for a verdict each: so many, spread over the
+    suite; ``true`` for all, ``false`` for none."""
 
 
 class JudgingConfig(Section):

@@ -129,7 +129,7 @@ class Session:
         return probes(
             [record for record in self._records.values() if panel.judges[0].rates(record)],
             max(config.calibration_pairs for config in configs),
-            attacks.load() if any(config.injection_suite for config in configs) else (),
+            max((attacks.spread(config.injection_suite) for config in configs), key=len),
             self._labels.paraphrases,
         )
 
