@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from flywheel.config.endpoints import ModelConfig, TokenPrice
 from flywheel.config.section import Section
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _how_many(value: object) -> object:
+    if isinstance(value, int) and value >= 0:  # a bool is an int
+        return value
+    raise ValueError("must be a number of attacks, true for all, or false for none")
 
 
 class JudgeConfig(ModelConfig):
@@ -28,7 +34,7 @@ class JudgeConfig(ModelConfig):
     prompt: str = "similarity"
     """``similarity`` (1 to 10), ``tool_calls`` (are the calls correct, 1 to 10), ``preference``
     (which of the two is better, asked in both orders), or a YAML file of your own."""
-    injection_suite: bool | Annotated[int, Field(ge=0)] = 14
+    injection_suite: Annotated[bool | Annotated[int, Field(ge=0)], BeforeValidator(_how_many)] = 14
     """Attacks in an answer that the calibration tries, for a verdict each: so many, spread over the
     suite; ``true`` for all, ``false`` for none."""
 
