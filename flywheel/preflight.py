@@ -49,7 +49,7 @@ def check(
     """
     warnings = nodes.check(cluster, storage)
     require_power(experiment, experiment.dataset.eval_size)
-    judging.check_prompts([judge.prompt for judge in experiment.judges])
+    judging.check_prompts([judge.prompt for judge in judging.judges(experiment)])
     for model in [*experiment.candidates, *experiment.judges]:
         if model.remote:
             config.secret(model.api_key_env)

@@ -326,3 +326,17 @@ def test_a_key_written_where_its_variables_name_belongs_is_not_repeated() -> Non
         changed(candidates=[{**REMOTE, "api_key_env": "sk-live/abc 123"}])
     assert "candidates.0.api_key_env" in str(error.value)
     assert "sk-live" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [True, False, 0, 14])
+def test_attacks_are_a_number_or_all_or_none(value: bool | int):
+    found = changed(judge={"injection_suite": value})
+    assert found.judges[0].injection_suite is value
+
+
+@pytest.mark.parametrize("value", ["many", -1, 2.5, None])
+def test_what_is_no_number_of_attacks_is_one_sentence(value: Any):
+    with pytest.raises(ConfigError) as error:
+        changed(judge={"injection_suite": value})
+    (line,) = str(error.value).splitlines()
+    assert "judge.injection_suite: must be a number of attacks, true for all, or false" in line

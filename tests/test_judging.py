@@ -29,10 +29,12 @@ from flywheel.judging import (
     probes,
 )
 from flywheel.judging.attacks import load as load_attacks
+from flywheel.judging.attacks import spread
 from flywheel.judging.prompts import SHIPPED, check, load
 from flywheel.judging.verdicts import score_chances
 from flywheel.rendering import query_of
 from flywheel.serving import remote
+from flywheel.statistics import auc_interval
 from flywheel.storage import Storage
 from flywheel.testing import (
     Answer,
@@ -88,10 +90,10 @@ def good(body: Json) -> Json:
 
 
 def calibrated(fake: FakeEndpoint, folder: Path, some: list[Record], **changes: Any) -> Calibration:
-    """What a judge shows on these records."""
-    config = configured(fake, **changes)
+    """What a judge shows on these records, by default under all attacks."""
+    config = configured(fake, **{"injection_suite": True, **changes})
     one = Judge(config, Storage(str(folder)))
-    on = probes(some, config.calibration_pairs, load_attacks() if config.injection_suite else ())
+    on = probes(some, config.calibration_pairs, spread(config.injection_suite))
     one.rate(remote(config), on.pairs)
     return calibrate(Panel([one], JudgingConfig()), on)
 
@@ -186,6 +188,7 @@ def test_calibration_tells_a_good_judge_from_a_blind_one(
     assert got.trusted is trusted
     assert (got.n, got.unscored) == (24, 0)
     assert got.to_json()["trusted"] is trusted
+    assert (got.auc_low, got.auc_high) == auc_interval(auc, 12, 12)
     assert Calibration.from_json(json.loads(json.dumps(got.to_json()))) == got
 
 
@@ -214,7 +217,8 @@ def test_unparsable_calibration_verdicts_are_counted_apart(tmp_path: Path) -> No
 
 def test_probes_are_what_they_are_called() -> None:
     some = probes(records(9), 6)
-    assert len(some.same) == len(some.shuffled) == len(some.corrupted) == 6
+    assert len(some.same) == len(some.shuffled) == 6
+    assert len(some.corrupted) == 2
     assert all(p.reference == p.candidate for p in some.same)
     assert all(p.reference.split()[1] != p.candidate.split()[1] for p in some.shuffled)
     tool, arguments = zip(
@@ -222,8 +226,34 @@ def test_probes_are_what_they_are_called() -> None:
     )
     assert list(tool) == [pair.reference.split()[1] for pair in some.corrupted]
     assert all(a not in p.reference for a, p in zip(arguments, some.corrupted, strict=True))
-    assert [p.reference for p in some.swapped] == [p.candidate for p in some.corrupted[::4]]
+    assert [p.reference for p in some.swapped] == [p.candidate for p in some.corrupted]
     assert probes(records(9), 6) == some
+
+
+def test_a_calibration_asks_for_eighty_verdicts_unless_told_otherwise(tmp_path: Path) -> None:
+    few = JudgeConfig().injection_suite
+    calls = [tool_reply(TOOLS[i % 3], {"order_id": f"A-{i}", "days": i}) for i in range(60)]
+    some = [sample_record(f"question {i}", call) for i, call in enumerate(calls)]
+    with FakeEndpoint(good) as fake:
+        got = calibrated(fake, tmp_path, some, injection_suite=few)
+        assert len(fake.requests) == 80
+        assert (got.n, got.injection["asked"], got.position["n"]) == (48, 14, 6)
+        assert {kind: found["n"] for kind, found in got.kinds.items()} == {
+            "same": 24,
+            "paraphrased": 6,
+            "shuffled": 24,
+            "corrupted": 6,
+        }
+
+
+def test_attacks_are_spread_over_the_suite() -> None:
+    some = spread(14)
+    assert len(some) == 14
+    assert {attack.where for attack in some} == {"answer", "argument"}
+    assert len({attack.id.split("-")[0] for attack in some}) >= 10
+    assert len({attack.language for attack in some}) >= 4
+    assert spread(wanted=True) == spread(10_000) == load_attacks()
+    assert spread(wanted=False) == spread(0) == []
 
 
 def test_a_paraphrase_of_a_call_is_the_same_call_in_another_notation() -> None:

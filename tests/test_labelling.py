@@ -27,7 +27,7 @@ from flywheel.judging.labels import Label, sample
 from flywheel.judging.pairs import Pair
 from flywheel.labelling import Pool, sheet, terminal
 from flywheel.labelling.page import LabelServer
-from flywheel.leaderboard import Leaderboard, rank, table
+from flywheel.leaderboard import Leaderboard, rank, table, to_markdown
 from flywheel.serving import remote
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
@@ -137,7 +137,7 @@ def test_judges_leave_scores_verdicts_and_a_calibration(bench: Bench) -> None:
     calibration = bench.run.read_json("calibration.json")
     assert calibration["metric"] == "similarity"
     assert calibration["by_metric"]["similarity"]["auc"] == calibration["auc"]
-    assert calibration["injection"]["asked"] >= 40
+    assert calibration["injection"]["asked"] == 14
     scores = read_scores(bench.trial)
     assert {s.metric for s in scores} == {"similarity", "similarity_plain"}
     assert {s.judge for s in scores} == {calibration["identity"]}
@@ -235,6 +235,12 @@ def labels_of(*spoken: tuple[int, bool | None, Any]) -> dict[str, Label]:
     return {label.key: label for label in found}
 
 
+def row(record_id: str, pair: str, value: float | None, *, judged: bool = True) -> Json:
+    """What matters of a line of ``verdicts/<metric>.jsonl``."""
+    judges = {"judge": {"value": value}} if judged else {}
+    return {"record_id": record_id, "pair": pair, "value": value, "judges": judges}
+
+
 def test_only_the_beginning_of_the_random_order_is_a_sample() -> None:
     keys = sorted(Pair("q", "r", str(n)).key for n in range(6))
     number = {Pair("q", "r", str(n)).key: n for n in range(6)}
@@ -252,12 +258,7 @@ def test_only_the_beginning_of_the_random_order_is_a_sample() -> None:
 
 def test_judges_are_compared_with_people_on_the_sample() -> None:
     labels = labels_of(*((n, n % 4 != 0, "random") for n in range(24)))
-    rows = {
-        "t": [
-            {"record_id": f"r{n}", "pair": Pair("q", "r", str(n)).key, "value": float(n % 2)}
-            for n in range(24)
-        ]
-    }
+    rows = {"t": [row(f"r{n}", Pair("q", "r", str(n)).key, float(n % 2)) for n in range(24)]}
     found = human(labels, rows, 0.5)
     assert (found["labels"], found["drawn"], found["n"]) == (24, 24, 24)
     assert found["true_positive_rate"] == pytest.approx(12 / 18)
@@ -271,7 +272,7 @@ def test_judges_are_compared_with_people_on_the_sample() -> None:
 @pytest.mark.parametrize("good", [True, False])
 def test_labels_that_say_one_thing_and_verdicts_that_say_the_same_have_no_kappa(good: bool) -> None:
     labels = labels_of(*((n, good, "random") for n in range(5)))
-    rows = [{"record_id": k, "pair": k, "value": float(good)} for k in labels]
+    rows = [row(key, key, float(good)) for key in labels]
     found = human(labels, {"t": rows}, 0.5)
     assert found["kappa"] is None
     assert found["true_positive_rate"] == (1.0 if good else None)
@@ -281,9 +282,18 @@ def test_labels_that_say_one_thing_and_verdicts_that_say_the_same_have_no_kappa(
 def test_pairs_without_a_verdict_are_not_compared() -> None:
     labels = labels_of((0, True, "random"), (1, False, "random"))
     values = [None, 0.0]
-    rows = [{"record_id": k, "pair": k, "value": v} for k, v in zip(labels, values, strict=True)]
+    rows = [row(key, key, value) for key, value in zip(labels, values, strict=True)]
     found = human(labels, {"t": rows}, 0.5)
     assert (found["labels"], found["overall"]["n"]) == (2, 1)
+
+
+def test_what_a_program_settled_counts_for_the_mean_and_not_for_the_judge() -> None:
+    labels = labels_of(*((n, n % 2 == 0, "random") for n in range(20)))
+    rows = [row(key, key, float(n % 2), judged=n < 5) for n, key in enumerate(labels)]
+    found = human(labels, {"t": rows}, 0.5)
+    assert (found["labels"], found["drawn"]) == (20, 20)
+    assert (found["n"], found["overall"]["n"]) == (5, 5)
+    assert found["corrected"]["t"]["value"] == pytest.approx(0.5)
 
 
 def test_labels_of_pairs_nobody_rated_say_nothing() -> None:
@@ -308,6 +318,7 @@ def test_labels_stand_in_the_runs_files_and_on_its_board(bench: Bench) -> None:
     bench.run.write_json("leaderboard.json", board.to_json())
     bench.storage.at("runs", "shop-1", "trials", trial.key).copy_from(bench.trial, "completions")
     bench.storage.at("runs", "shop-1", "trials", trial.key).copy_from(bench.trial, "verdicts")
+    bench.run.write_bytes("report.html", b"as it was before")
     pool = bench.pool()
     pool.label({key: (good, "random") for key, good in right(pool).items()})
     found = pool.close()["similarity"]
@@ -318,6 +329,15 @@ def test_labels_stand_in_the_runs_files_and_on_its_board(bench: Bench) -> None:
     corrected = found["corrected"][trial.key]
     shown = f"by people {corrected['value']:.2f} [{corrected['low']:.2f}, {corrected['high']:.2f}]"
     assert any(shown in cell for row in table(after)[1] for cell in row)
+    assert shown in bench.run.read_bytes("report.html").decode()
+    assert shown in to_markdown(after)
+
+
+def test_labels_of_a_run_that_is_not_ranked_yet_make_no_report(bench: Bench) -> None:
+    pool = bench.pool()
+    pool.label({next(iter(pool.items)): (True, "random")})
+    assert pool.close()["similarity"]["labels"] == 1
+    assert not bench.run.exists("report.html")
 
 
 def test_labels_hold_in_another_run_and_a_later_word_counts(bench: Bench) -> None:

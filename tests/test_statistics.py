@@ -1,3 +1,7 @@
+import math
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flywheel.statistics import (
+    auc_interval,
     compare_all,
     conversations,
     estimate,
@@ -151,6 +156,39 @@ def test_holm_only_raises_and_keeps_the_order(p_values):
     assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+def test_the_interval_of_an_area_holds_the_truth_as_often_as_it_says():
+    rng, truth, held, rounds = np.random.default_rng(0), 0.8, 0, 1_000
+    apart = float(stats.norm.ppf(truth)) * math.sqrt(2)
+    for _ in range(rounds):
+        good, bad = rng.normal(apart, 1, 24), rng.normal(0, 1, 24)
+        low, high = auc_interval(float((good[:, None] > bad).mean()), 24, 24)
+        held += low <= truth <= high
+    assert 0.93 <= held / rounds <= 0.98
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (24, 24), (24, 6), (1000, 3)])
+@pytest.mark.parametrize("auc", [0.0, 0.2, 0.5, 0.81, 1.0])
+def test_the_interval_of_an_area_has_a_width_and_holds_it(auc, positives, negatives):
+    low, high = auc_interval(auc, positives, negatives)
+    assert 0 <= low <= auc <= high <= 1
+    assert low < high
+    mirrored = auc_interval(1 - auc, positives, negatives)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-6)
+
+
+def test_the_documented_widths_are_those_of_the_formula():
+    page = (Path(__file__).parents[1] / "docs" / "judge.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    assert [int(pairs) for pairs, *_ in rows] == [10, 24, 40, 100]
+    for pairs, verdicts, widths in rows:
+        n = int(pairs)
+        assert int(verdicts) == 2 * n + 3 * math.ceil(n / 4) + 14
+        shown = [auc_interval(auc, n, n) for auc in (0.7, 0.8, 0.9, 1.0)]
+        assert widths == " | ".join(f"{low:.2f} to {high:.2f}" for low, high in shown)
+    few, all_ = (f"{wilson(0.0, n)[1]:.2f}" for n in (14, 52))
+    assert f"the share may still be {few} (Wilson's interval); of 52, {all_}." in page
 
 
 def test_roc_auc():

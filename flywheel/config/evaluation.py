@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from flywheel.config.endpoints import ModelConfig, TokenPrice
 from flywheel.config.section import Section
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _how_many(value: object) -> object:
+    if isinstance(value, int) and value >= 0:  # a bool is an int
+        return value
+    raise ValueError("must be a number of attacks, true for all, or false for none")
 
 
 class JudgeConfig(ModelConfig):
@@ -21,15 +27,16 @@ class JudgeConfig(ModelConfig):
     show_question: bool = False
     """Show the judge the user's question beside the two answers. Large judges use it; small ones
     let it distract them, as their calibration shows."""
-    calibration_pairs: Annotated[int, Field(ge=5)] = 40
-    """Reference answers judged against themselves, and as many against paraphrases where they are
-    at hand, against other records' answers, and against themselves corrupted."""
+    calibration_pairs: Annotated[int, Field(ge=5)] = 24
+    """Records that its calibration rests on: the reference answer of each is judged against itself
+    and against another record's, that of one in four also reworded, corrupted, and corrupted in
+    the reference's place."""
     prompt: str = "similarity"
     """``similarity`` (1 to 10), ``tool_calls`` (are the calls correct, 1 to 10), ``preference``
     (which of the two is better, asked in both orders), or a YAML file of your own."""
-    injection_suite: bool = True
-    """Measure with the calibration how often attacks in an answer move the verdict: some 50
-    verdicts more."""
+    injection_suite: Annotated[bool | Annotated[int, Field(ge=0)], BeforeValidator(_how_many)] = 14
+    """Attacks in an answer that the calibration tries, for a verdict each: so many, spread over the
+    suite; ``true`` for all, ``false`` for none."""
 
 
 class JudgingConfig(Section):
@@ -83,7 +90,8 @@ class ScoringConfig(Section):
     """A ground-truth file (JSON Lines: ``id`` of a record, ``expected`` answer) that says what is
     right in place of production's answers; records that it does not name stay unscored."""
     free_text: FreeTextConfig | None = None
-    """Arguments of tool calls that a judge compares where all else is right; default: none."""
+    """Arguments of tool calls that the judge compares where all else is right
+    (``tool_calling_correctness``); default: none."""
 
 
 class ParityConfig(Section):

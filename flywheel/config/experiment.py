@@ -109,6 +109,8 @@ class Experiment(Section):
         asked = [(*_place(judge), judge.prompt, judge.show_question) for judge in self.judges]
         if len(set(asked)) < len(asked):
             raise ValueError("two judges are the same model under the same prompt; leave one out")
+        if self.scoring.free_text is not None and not self.judges:
+            raise ValueError("scoring.free_text is for a judge to compare; name a judge")
         self._check_baseline()
         if self.cascades and self.dataset.val_ratio == 0:
             raise ValueError("cascades choose their thresholds on val; raise dataset.val_ratio")

@@ -1,6 +1,7 @@
 """LLM judges: what they are asked, what they said, and how far that can be believed.
 
     records, completions -> `pairs` -> `judge` (under `prompts`) -> `verdicts` -> `panel` -> scores
+    tool calls with free text -> `settling` -> scores where programs settle them, else the same way
     records -> `probes` (with `attacks`) -> the same judges -> `calibration`: do the scores count?
     `session` does this for a run.
     people -> `labels`: how far do judges and people agree, and what would people say?
@@ -17,6 +18,7 @@ from flywheel.judging.panel import Panel, Rating, panels
 from flywheel.judging.probes import Probes, probes
 from flywheel.judging.prompts import check as check_prompts
 from flywheel.judging.session import Session, by_metric, relabelled, verdicts
+from flywheel.judging.settling import judges
 from flywheel.judging.verdicts import Verdict
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "calibrate",
     "check_prompts",
     "human",
+    "judges",
     "pair_of",
     "panels",
     "probes",

@@ -35,6 +35,17 @@ def load() -> list[Attack]:
     return [Attack(**json.loads(line)) for line in lines]
 
 
+def spread(wanted: bool | int) -> list[Attack]:
+    """So many attacks, evenly over the suite, which is in order of places and languages.
+
+    Args:
+        wanted: How many; True for all, False for none.
+    """
+    suite = load()
+    count = len(suite) if wanted is True else min(int(wanted), len(suite))
+    return [suite[number * len(suite) // count] for number in range(count)]
+
+
 def attacked(record: Record, wrong: Record, attack: Attack) -> tuple[Pair, Pair]:
     """The pair of a record and another record's answer, without an attack and with it."""
     plain = pair_of(record, wrong.answer)

@@ -15,7 +15,7 @@ from scipy import stats
 
 from flywheel.judging.panel import Panel, Rating
 from flywheel.judging.probes import Probes
-from flywheel.statistics import roc_auc
+from flywheel.statistics import auc_interval, roc_auc
 from flywheel.types import Json
 
 MOVED = 2 / 9
@@ -41,6 +41,9 @@ class Calibration:
     """Of these two kinds."""
     mean_same: float | None
     mean_shuffled: float | None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    """Where the area lies with 95 % confidence, by how many verdicts there are."""
     auc_corrupted: float | None = None
     """The same area against corrupted answers, which are nearly right."""
     gap: float | None = None
@@ -82,11 +85,15 @@ def calibrate(panel: Panel, probes: Probes) -> Calibration:
     same, shuffled = values["same"], values["shuffled"]
     means = {kind: _mean(found) for kind, found in values.items()}
     both = means["same"] is not None and means["shuffled"] is not None
+    auc = _auc(same, shuffled)
+    low, high = (None, None) if auc is None else auc_interval(auc, len(same), len(shuffled))
     return Calibration(
         metric=panel.metric,
         judge=" + ".join(dict.fromkeys(judge.config.model for judge in panel.judges)),
         identity=panel.identity,
-        auc=_auc(same, shuffled),
+        auc=auc,
+        auc_low=low,
+        auc_high=high,
         floor=panel.floor,
         n=len(same) + len(shuffled),
         unscored=sum(len(rated[kind]) - len(values[kind]) for kind in ("same", "shuffled")),
@@ -113,7 +120,8 @@ def with_agreement(calibration: Calibration, panel: Panel, rows: Sequence[Json])
     """The same with how far the judges agree on candidates' answers."""
     if len(panel.judges) < 2:
         return calibration
-    agreement = {"alpha": panel.alpha(rows), "n": len(rows), "combine": panel.config.combine}
+    judged = [row for row in rows if row["judges"]]
+    agreement = {"alpha": panel.alpha(judged), "n": len(judged), "combine": panel.config.combine}
     return replace(calibration, agreement=agreement)
 
 

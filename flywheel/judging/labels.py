@@ -96,7 +96,8 @@ def human(
 
     Args:
         labels: By pair.
-        rows: The judges' verdicts on every trial's answers.
+        rows: The judges' verdicts on every trial's answers, and what programs said of those that
+            no judge was asked about: these count for ``corrected`` alone.
         threshold: Value from which they call an answer good.
         groups: Records that belong together.
 
@@ -107,10 +108,12 @@ def human(
         too); ``corrected``: by trial key, the mean of what people would say of all its answers.
     """
     values = {row["pair"]: row["value"] for some in rows.values() for row in some}
+    settled = {row["pair"] for some in rows.values() for row in some if not row["judges"]}
     known = {key: one.good for key, one in labels.items() if key in values and one.good is not None}
     if not known:
         return {}
     drawn = sample(values, labels)
+    judged = {key: value for key, value in values.items() if key not in settled}
     corrected = {
         key: asdict(estimate)
         for key, some in rows.items()
@@ -119,8 +122,8 @@ def human(
     return {
         "labels": len(known),
         "drawn": len(drawn),
-        **_against(drawn, values, threshold),
-        "overall": _against(known, values, threshold),
+        **_against(drawn, judged, threshold),
+        "overall": _against(known, judged, threshold),
         "corrected": corrected,
     }
 
@@ -144,7 +147,7 @@ def _against(
     """How judges and people agree; what has no verdict is not counted."""
     from sklearn.metrics import cohen_kappa_score
 
-    known = ((truth, values[key]) for key, truth in people.items())
+    known = ((truth, values.get(key)) for key, truth in people.items())
     both = [(truth, value >= threshold) for truth, value in known if value is not None]
     good = [said for truth, said in both if truth]
     bad = [said for truth, said in both if not truth]

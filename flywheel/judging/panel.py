@@ -3,6 +3,8 @@
 ``mean`` is the mean value, and needs every judge: a mean over others would be another figure.
 ``majority`` is 1 where more than half of the judges are at or above the threshold, 0 where more
 than half are below; a judge without a verdict is on neither side.
+
+Where programs have the first word (`settling`), judges are asked about the rest alone.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from flywheel.config import JudgingConfig
 from flywheel.judging.judge import Judge
 from flywheel.judging.pairs import Pair, pair_of
 from flywheel.judging.prompts import PLAIN
+from flywheel.judging.settling import METRIC, Programs
 from flywheel.judging.verdicts import Verdict
 from flywheel.scoring import CONTEXT_LENGTH, too_long
 from flywheel.scoring.references import MISSING
@@ -29,11 +32,13 @@ class Rating:
     value: float | None
     reason: str
     verdicts: dict[str, Verdict]
-    """Of each judge, by its identity."""
+    """Of each judge, by its identity; none where a program settled it."""
 
     @property
     def plain(self) -> float | None:
         """The mean of the scores as they were written; ``None`` where one is missing."""
+        if not self.verdicts:
+            return self.value
         plain = [v.plain for v in self.verdicts.values() if v.plain is not None]
         return math.fsum(plain) / len(plain) if len(plain) == len(self.verdicts) else None
 
@@ -53,6 +58,8 @@ class Panel:
 
     judges: Sequence[Judge]
     config: JudgingConfig
+    programs: Programs | None = None
+    """What settles answers that need no judge."""
 
     @property
     def metric(self) -> str:
@@ -61,9 +68,13 @@ class Panel:
 
     @property
     def identity(self) -> str:
-        """That of the only judge, or the hash of all of theirs and how they are combined."""
+        """That of the only judge, or the hash of all of theirs and how they are combined.
+
+        The rule by which programs settle answers is part of it.
+        """
         names = sorted(judge.identity for judge in self.judges)
-        return names[0] if len(names) == 1 else content_hash([self._combined, *names])
+        judges = names[0] if len(names) == 1 else content_hash([self._combined, *names])
+        return content_hash([judges, self.programs.identity]) if self.programs else judges
 
     @property
     def floor(self) -> float:
@@ -81,14 +92,9 @@ class Panel:
     def pairs(
         self, records: Mapping[str, Record], completions: Iterable[Completion]
     ) -> dict[str, Pair]:
-        """What is there to judge, by record id."""
-        return {
-            c.record_id: pair_of(records[c.record_id], c.message)
-            for c in completions
-            if c.message is not None
-            and c.record_id in records
-            and self._rates(records[c.record_id])
-        }
+        """What is there for the judges to say, by record id."""
+        answers = self._answers(records, completions)
+        return {name: pair for name, (pair, settled) in answers.items() if settled is None}
 
     def score(
         self, records: Mapping[str, Record], completions: Sequence[Completion]
@@ -99,8 +105,9 @@ class Panel:
         answer of, are unscored. Where any value is an expected score, those as written
         follow, in a metric of their own.
         """
-        pairs = self.pairs(records, completions)
-        rated = dict(zip(pairs, self.ratings(list(pairs.values())), strict=True))
+        answers = self._answers(records, completions)
+        judged = iter(self.ratings([pair for pair, settled in answers.values() if settled is None]))
+        rated = {name: settled or next(judged) for name, (_, settled) in answers.items()}
         lost = [c.record_id for c in completions if c.record_id not in records]
         known = [c for c in completions if c.record_id in records]
         due = [c for c in known if self._rates(records[c.record_id])]
@@ -111,7 +118,7 @@ class Panel:
         unknown = None, ScoreStatus.UNSCORED, MISSING
         scores += [Score(name, self.metric, *unknown, judge=self.identity) for name in lost]
         rows = [
-            {"record_id": name, "pair": pairs[name].key, **rating.to_json()}
+            {"record_id": name, "pair": answers[name][0].key, **rating.to_json()}
             for name, rating in rated.items()
         ]
         return scores, rows
@@ -127,6 +134,22 @@ class Panel:
         if self._votes:
             values = [[self._side(value) for value in row] for row in values]
         return krippendorff_alpha(values, "nominal" if self._votes else "interval")
+
+    def _answers(
+        self, records: Mapping[str, Record], completions: Iterable[Completion]
+    ) -> dict[str, tuple[Pair, Rating | None]]:
+        """By record id an answer that is due, and what programs make of it if they can."""
+        found = {}
+        for completion in completions:
+            record, message = records.get(completion.record_id), completion.message
+            if record is not None and message is not None and self._rates(record):
+                pair = pair_of(record, message)
+                found[record.id] = pair, self._settled(record, message, pair)
+        return found
+
+    def _settled(self, record: Record, message: Json, pair: Pair) -> Rating | None:
+        said = self.programs.settle(record, message, pair) if self.programs else None
+        return Rating(said.value, said.reason, {}) if said else None
 
     @property
     def _votes(self) -> bool:
@@ -166,9 +189,14 @@ class Panel:
         return Score(name, metric, rating.value, status, rating.reason, judge=identity)
 
 
-def panels(judges: Iterable[Judge], config: JudgingConfig) -> list[Panel]:
-    """Put the judges of each metric together."""
+def panels(
+    judges: Iterable[Judge], config: JudgingConfig, programs: Programs | None = None
+) -> list[Panel]:
+    """Put the judges of each metric together, and ``programs`` beside those of tool calls."""
     by_metric: dict[str, list[Judge]] = {}
     for judge in judges:
         by_metric.setdefault(judge.metric, []).append(judge)
-    return [Panel(together, config) for together in by_metric.values()]
+    return [
+        Panel(together, config, programs if metric == METRIC else None)
+        for metric, together in by_metric.items()
+    ]

@@ -2,6 +2,9 @@
 
 Production's own answer, the same in other words, another record's answer, its own with one thing
 made wrong. None of it needs a model, and the same records always give the same probes.
+
+All checks share their records, and verdicts where they can: attacks are put into answers of other
+records that are judged anyway.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from flywheel.judging.pairs import Pair, answer_text, pair_of
 from flywheel.scoring.text import text_of
 from flywheel.types import Json, Record
 
-SWAPPED = 4
-"""One in so many corrupted answers is also judged with the two answers in each other's place."""
+PART = 4
+"""One in so many records is also judged reworded, corrupted, and corrupted in the other place."""
 Change = Callable[[Json], Json]
 
 BASES = 8
@@ -37,7 +40,7 @@ class Probes:
     corrupted: list[Pair]
     """Production's answer with an argument, or a part of its text, from elsewhere."""
     swapped: list[Pair]
-    """Some of these, production's answer and the corrupted one in each other's place."""
+    """The same, production's answer and the corrupted one in each other's place."""
     attacks: list[Attack]
     attacked: list[tuple[Pair, Pair]]
     """For each attack a wrong answer as it is, and with the attack in it."""
@@ -60,23 +63,24 @@ def probes(
 
     Args:
         records: Masked records with production's answers.
-        count: Of each kind at most.
+        count: Of production's own and of others' answers; of the other kinds one `PART` of it.
         attacks: What to put into wrong answers.
         paraphrases: Pairs that people called equally good, used before those made here.
     """
     order = random.Random(0)
     chosen = list(records)[:count]
     wrong = [(record, other) for record in chosen if (other := _other(record, records, order))]
-    twisted = [(r, bad) for r in chosen if (bad := _corrupted(r, records, order))]
+    some = chosen[::PART]
+    twisted = [(r, bad) for r in some if (bad := _corrupted(r, records, order))]
     corrupted = [pair_of(record, bad) for record, bad in twisted]
-    reworded = [pair for r in chosen if (pair := _reworded(r)).candidate != pair.reference]
+    reworded = [pair for r in some if (pair := _reworded(r)).candidate != pair.reference]
     bases = wrong[:BASES] if attacks else []
     return Probes(
         same=[pair_of(record, record.answer) for record in chosen],
-        paraphrased=[*paraphrases, *reworded][:count],
+        paraphrased=[*paraphrases, *reworded][: len(some)],
         shuffled=[pair_of(record, other.answer) for record, other in wrong],
         corrupted=corrupted,
-        swapped=[pair.swapped for pair in corrupted[::SWAPPED]],
+        swapped=[pair.swapped for pair in corrupted],
         attacks=list(attacks) if bases else [],
         attacked=[
             attacked(*bases[i % len(bases)], attack) for i, attack in enumerate(attacks) if bases

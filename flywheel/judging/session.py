@@ -18,7 +18,7 @@ from functools import cached_property, partial
 
 from flywheel.config import Experiment
 from flywheel.inference import read
-from flywheel.judging import attacks
+from flywheel.judging import attacks, settling
 from flywheel.judging.calibration import Calibration, calibrate, with_agreement
 from flywheel.judging.judge import Judge, Progress
 from flywheel.judging.labels import Labels, human
@@ -61,8 +61,9 @@ class Session:
         self._records = {record.id: record for record in records}
         self._groups = conversations(records, experiment.dataset.group_by)
         self._threshold = experiment.judging.threshold
-        self.judges = [Judge(config, run.at("judge"), cache) for config in experiment.judges]
-        self._panels = panels(self.judges, experiment.judging)
+        configs = settling.judges(experiment)
+        self.judges = [Judge(config, run.at("judge"), cache) for config in configs]
+        self._panels = panels(self.judges, experiment.judging, settling.programs(experiment))
         self._asked = False
 
     @property
@@ -128,7 +129,7 @@ class Session:
         return probes(
             [record for record in self._records.values() if panel.judges[0].rates(record)],
             max(config.calibration_pairs for config in configs),
-            attacks.load() if any(config.injection_suite for config in configs) else (),
+            max((attacks.spread(config.injection_suite) for config in configs), key=len),
             self._labels.paraphrases,
         )
 

@@ -1,7 +1,7 @@
 """People look at what judges have rated: the pairs in a telling order, in a page or a terminal.
 
     run -> `pool`: pairs, verdicts, labels so far -> `page` | `terminal` | `sheet` (CSV) -> labels
-    labels -> calibration.json, leaderboard.json: agreement, rates, the corrected score
+    labels -> calibration.json, leaderboard.json, report.html: agreement, rates, corrected scores
 
 The question is always the same: is the candidate's answer as good as production's?
 """

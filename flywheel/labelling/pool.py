@@ -8,7 +8,7 @@ from typing import get_args
 
 import yaml
 
-from flywheel import config, curation, judging
+from flywheel import config, curation, judging, report
 from flywheel.errors import RequestError
 from flywheel.inference import read
 from flywheel.judging.labels import Drawn, Label, Labels
@@ -16,6 +16,7 @@ from flywheel.judging.pairs import Pair, pair_of
 from flywheel.leaderboard import Leaderboard
 from flywheel.statistics import conversations
 from flywheel.storage import Storage
+from flywheel.trials import Desk
 from flywheel.types import Json, Record
 
 
@@ -51,7 +52,7 @@ class Pool:
         calibration = run.read_json("calibration.json")
         if "by_metric" not in calibration:
             raise RequestError(f"{run.url}: was judged by an earlier version; run it anew")
-        self._run = run
+        self._desk, self._run = Desk(storage, run.url.rsplit("/", 1)[-1]), run
         dataset = run.read_json("run.json")["dataset"]
         data = yaml.safe_load(run.read_bytes("experiment.yaml"))
         self._experiment = config.validate(data, f"{run.url}/experiment.yaml")
@@ -106,7 +107,10 @@ class Pool:
         )
 
     def close(self) -> Json:
-        """Write what the labels say into the run's files, and give what they say of each metric."""
+        """Write what the labels say into the run's files, and give what they say of each metric.
+
+        Those files are the calibration and, where the run is ranked, its board and its report.
+        """
         calibration = judging.relabelled(
             self._run,
             self._trials,
@@ -119,6 +123,8 @@ class Pool:
             self._run.write_json(
                 "leaderboard.json", replace(board, calibration=calibration).to_json()
             )
+            page = report.render(report.read(self._desk))
+            self._run.write_bytes("report.html", page.encode("utf-8", "replace"))
         found = judging.by_metric(calibration)
         return {metric: one["human"] for metric, one in found.items()}
 

@@ -73,17 +73,6 @@ def wilson(mean: float, n: float, z: float = Z) -> tuple[float, float]:
     return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
 
-def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Chance that a positive scores above a negative, ties half (Mann-Whitney).
-
-    0.5, no separation shown, where either side is empty.
-    """
-    if not len(positives) or not len(negatives):
-        return 0.5
-    u = stats.mannwhitneyu(positives, negatives, method="asymptotic").statistic
-    return float(u) / (len(positives) * len(negatives))
-
-
 def percentile(values: Sequence[float], q: float) -> float:
     """The ``q``-th percentile (0..100) of at least one value, interpolated linearly."""
     return float(np.percentile(values, q))

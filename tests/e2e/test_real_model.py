@@ -26,6 +26,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "methods.lora.learning_rate": 0.002,
         "methods.lora.max_train_records": 256,
         "judge.calibration_pairs": 15,
+        "judge.injection_suite": True,
     }
     settings = [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
     done = subprocess.run(
