@@ -37,7 +37,9 @@ class Disagreement:
     record: str
     """Its id."""
     trial: str
-    """The trial's label."""
+    """The label of the trial or cascade."""
+    by: str
+    """Whose answer a cascade gave, and why if it was handed over; empty of a trial."""
     rank: int | None
     size: float
     """1 less the mean of its scores by all metrics: at 1 it has nothing of production's answer."""
@@ -138,6 +140,7 @@ def _disagreement(
     return Disagreement(
         record=record.id,
         trial=row.result.trial.label,
+        by=_by(material, row, record.id),
         rank=row.rank,
         size=_size(scores),
         group=material.classes.get(record.id, ""),
@@ -148,6 +151,15 @@ def _disagreement(
         scores=[(name, f"{score.value:.2f}") for name, score in scores.items()],
         reason=told.reason if told else "",
     )
+
+
+def _by(material: Material, row: Row, record: str) -> str:
+    if not row.result.cascade:
+        return ""
+    why = material.handed_over.get(row.result.key, {}).get(record)
+    if why is None:
+        return f"{row.result.cascade['of_label']} itself"
+    return f"production, as handed over: {why.replace('_', ' ')}"
 
 
 def _messages(completions: Sequence[Completion]) -> dict[str, Json]:

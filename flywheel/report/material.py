@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import yaml
 
 from flywheel import inference, trials
+from flywheel.cascading import read_handed_over
 from flywheel.leaderboard import Leaderboard, Row
 from flywheel.trials import Desk
 from flywheel.types import Completion, Json, Record, Score
 
 FEATURED = 6
-"""Trials whose answers are looked at one by one."""
+"""Rows of the board whose answers are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,13 @@ class Material:
     classes: Mapping[str, str]
     """A record's id -> its class in the dataset."""
     completions: Mapping[str, Sequence[Completion]]
-    """Of the `featured` trials, by key; so the next."""
+    """Of the `featured` rows, by key; so the next."""
     scores: Mapping[str, Sequence[Score]]
     """All metrics."""
     results: Mapping[str, Json]
     """Their ``result.json``: what a stage measured is shown even where the board has no place."""
+    handed_over: Mapping[str, Mapping[str, str]]
+    """Of cascades, why each record that production answered was handed over."""
 
 
 def read(desk: Desk) -> Material:
@@ -49,7 +52,7 @@ def read(desk: Desk) -> Material:
         StorageError: The run has no leaderboard yet, or a file cannot be read.
     """
     board = Leaderboard.from_json(desk.run.read_json("leaderboard.json"))
-    folders = {r.result.key: desk.folder(r.result.trial) for r in featured(board)}
+    folders = {r.result.key: desk.of(r.result) for r in featured(board)}
     dataset = desk.storage.at("datasets", board.dataset)
     kept = bool(board.dataset) and dataset.exists("manifest.json")
     rows = dataset.read_table("eval").to_pylist() if kept else []
@@ -66,12 +69,18 @@ def read(desk: Desk) -> Material:
             for key, folder in folders.items()
             if folder.exists("result.json")
         },
+        handed_over={key: read_handed_over(folder) for key, folder in folders.items()},
     )
 
 
 def featured(board: Leaderboard) -> list[Row]:
-    """What a reader looks at more closely: what the verdict is about, the best, then by rank."""
-    first = [row for row in (board.foremost, board.best) if row is not None]
-    rows = [row for row in [*first, *board.ranked] if not row.result.cascade]  # made of trials
+    """What a reader looks at more closely.
+
+    What the verdict is about, the best, the first of the cascades, then trials by rank: other
+    cascades get wrong what their trials do, less what is handed over.
+    """
+    cascades = [row for row in board.ranked if row.result.cascade]
+    first = [row for row in (board.foremost, board.best, *cascades[:1]) if row is not None]
+    rows = [*first, *(row for row in board.ranked if not row.result.cascade)]
     by_key = {row.result.key: row for row in rows}
     return list(by_key.values())[:FEATURED]
