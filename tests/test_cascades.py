@@ -365,6 +365,12 @@ def test_cascades_need_validation_records() -> None:
         an_experiment(dataset={"val_ratio": 0})
 
 
+def test_cascades_take_no_ground_truth_file() -> None:
+    """What is handed over would count as right whatever the file says."""
+    with pytest.raises(ConfigError, match="cascades take production's answers for right"):
+        an_experiment(scoring={"references": "truth.jsonl"})
+
+
 # -- what is asked for them -----------------------------------------------------------------
 
 

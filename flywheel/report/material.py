@@ -15,6 +15,7 @@ import yaml
 from flywheel import inference, trials
 from flywheel.cascading import read_handed_over
 from flywheel.leaderboard import Leaderboard, Row
+from flywheel.scoring import References
 from flywheel.trials import Desk
 from flywheel.types import Completion, Json, Record, Score
 
@@ -32,7 +33,8 @@ class Material:
     manifest: Json
     """The dataset's ``manifest.json``; empty where the dataset has gone."""
     records: Sequence[Record]
-    """The eval records."""
+    """The eval records, each with what is expected as its answer: what production said, or what a
+    ground-truth file says of it."""
     classes: Mapping[str, str]
     """A record's id -> its class in the dataset."""
     completions: Mapping[str, Sequence[Completion]]
@@ -60,7 +62,7 @@ def read(desk: Desk) -> Material:
         board=board,
         experiment=yaml.safe_load(desk.run.read_bytes("experiment.yaml")),
         manifest=dataset.read_json("manifest.json") if kept else {},
-        records=[Record.from_row(row) for row in rows],
+        records=_expected(desk, board, [Record.from_row(row) for row in rows]),
         classes={row["id"]: row.get("class") or "" for row in rows},
         completions={key: inference.read(f.at("completions")) for key, f in folders.items()},
         scores={key: trials.read_scores(folder) for key, folder in folders.items()},
@@ -71,6 +73,14 @@ def read(desk: Desk) -> Material:
         },
         handed_over={key: read_handed_over(folder) for key, folder in folders.items()},
     )
+
+
+def _expected(desk: Desk, board: Leaderboard, records: list[Record]) -> list[Record]:
+    """A record that a ground-truth file does not name is not scored, and stays as it is."""
+    if not board.ground_truth or not records:
+        return records
+    truth = References.of_rows(desk.run.read_lines(trials.REFERENCES))
+    return [truth.of(record) or record for record in records]
 
 
 def featured(board: Leaderboard) -> list[Row]:
