@@ -1,7 +1,9 @@
 """The cascades of a run: of each trial that has answered val and eval, what `cascades` makes.
 
 They are rows of the leaderboard and no trials: nothing is asked for them, nothing spent. What each
-rests on lies in ``cascades/<key>/``: ``result.json``, ``completions.jsonl``, ``scores.jsonl``.
+rests on lies in ``cascades/<key>/`` as a trial's does: ``completions/``, ``scores/``,
+``result.json``; and, which a trial has not, ``handed_over.jsonl``: the records that production
+answered, and why.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from flywheel.cascades import Answered, Rule
 from flywheel.config import Experiment
 from flywheel.scoring import METRICS, misses_by_kind
 from flywheel.statistics import Groups, conversations, estimates, percentile
+from flywheel.storage import Storage
 from flywheel.trials import Desk
 from flywheel.types import Completion, Cost, Json, Latency, Record, Score, Trial, TrialResult
+
+_HANDED_OVER = "handed_over.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class Cascade:
     scores: list[Score]
     completions: list[Completion]
     """The model's own where they stand, production's where it hands over."""
+    handed_over: Mapping[str, str]
+    """Why, by the record that production answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,7 @@ class Cascades:
         found = [self._cascade(r, production) for r in results if self._can_begin(r)]
         made = [cascade for cascade in found if cascade]
         for cascade in made:
-            folder = self.desk.run.at("cascades", cascade.result.key)
-            folder.write_lines("completions.jsonl", map(asdict, cascade.completions))
-            folder.write_lines("scores.jsonl", map(asdict, cascade.scores))
-            folder.write_json("result.json", cascade.result.to_json())
+            _write(self.desk.of(cascade.result), cascade)
         return made
 
     def _can_begin(self, result: TrialResult) -> bool:
@@ -157,12 +161,28 @@ class Cascades:
             ),
             scores,
             completions,
+            {one.record.id: why for one, why in zip(answered, reasons, strict=True) if why},
         )
 
     def _scores(self, one: Answered, why: str, production: Production) -> Sequence[Score]:
         if why and production.scores:
             return production.scores.get(one.record.id, [])
         return cascades.scores(one, bool(why), self.experiment.scoring.call_order)
+
+
+def read_handed_over(folder: Storage) -> dict[str, str]:
+    """Why, by the record that production answered; nothing in a trial's folder."""
+    if not folder.exists(_HANDED_OVER):
+        return {}
+    return {row["record_id"]: row["reason"] for row in folder.read_lines(_HANDED_OVER)}
+
+
+def _write(folder: Storage, cascade: Cascade) -> None:
+    folder.at("completions").write_lines("00000.jsonl", map(asdict, cascade.completions))
+    folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, cascade.scores))
+    handed = cascade.handed_over.items()
+    folder.write_lines(_HANDED_OVER, [{"record_id": r, "reason": why} for r, why in handed])
+    folder.write_json("result.json", cascade.result.to_json())
 
 
 def _named(trial: Trial, rule: Rule) -> Trial:

@@ -30,7 +30,7 @@ from flywheel.methods import base, icl
 from flywheel.scoring import References, Scorer
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
-from flywheel.types import Completion, Json, Latency, Record, Score, Trial
+from flywheel.types import Completion, Json, Latency, Record, Score, Trial, TrialResult
 
 PROGRAMMATIC = "programmatic.jsonl"
 REFERENCES = "references.jsonl"
@@ -66,6 +66,12 @@ class Desk:
     def folder(self, trial: Trial) -> Storage:
         """One trial's folder."""
         return self.trials.at(trial.key)
+
+    def of(self, result: TrialResult) -> Storage:
+        """What a row of the leaderboard rests on: a trial's folder, or a cascade's."""
+        if result.cascade:
+            return self.run.at("cascades", result.key)
+        return self.folder(result.trial)
 
     def records(self, trial: Trial, split: str) -> list[Record]:
         """A split of the trial's dataset."""

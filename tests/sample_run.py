@@ -138,6 +138,7 @@ class SampleRun:
             completions=self.completions,
             scores=self.scores,
             results=self.measured,
+            handed_over={},
         )
 
     def leave(self, storage: Storage, run_id: str = "demo-1") -> Desk:

@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel import cascades, costs, inference, planning, scoring, trials
+from flywheel import cascades, config, costs, inference, planning, scoring, trials
 from flywheel.cascades import NO_ANSWER, UNPARSABLE, UNSURE, VIOLATION, Answered, choose, reason
-from flywheel.cascading import Cascade, Cascades
+from flywheel.cascading import Cascade, Cascades, read_handed_over
 from flywheel.config import Experiment, validate
 from flywheel.errors import ConfigError
 from flywheel.inference.journal import Journal
 from flywheel.leaderboard import TOOL_METRIC, Leaderboard, rank
+from flywheel.report import Material, read, render
+from flywheel.report.disagreements import largest
+from flywheel.report.material import featured
+from flywheel.report.operations import speeds
 from flywheel.statistics import estimates
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, Reply, sample_record, text_reply, tool_reply
@@ -193,6 +197,19 @@ def a_run(tmp_path: Path, experiment: Experiment, wrong_every: int) -> tuple[Des
     return desk, result
 
 
+def asked_again(desk: Desk, experiment: Experiment) -> TrialResult:
+    """The baseline, which repeats what production said but for the first record."""
+    (again,) = (t for t in planning.plan(experiment, "f") if t.candidate == "big")
+    records, folder = [record(i) for i in range(EVAL)], desk.folder(again)
+    answers = [Completion(r.id, WRONG if i == 0 else RIGHT, latency_s=3.0)
+               for i, r in enumerate(records)]  # fmt: skip
+    scores = [s for r, c in zip(records, answers, strict=True) for s in scoring.score(r, c)]
+    folder.at("completions").write_lines("0.jsonl", map(asdict, answers))
+    folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, scores))
+    folder.write_json("answers.json", {"wall_s": 1.0, "latency": None})
+    return TrialResult(again, "succeeded", metrics=estimates(scores))
+
+
 def cascades_of(
     experiment: Experiment, desk: Desk, result: TrialResult, metric: str = TOOL_METRIC
 ) -> tuple[list[Cascade], list[str]]:
@@ -218,9 +235,22 @@ def test_a_cascade_is_confirmed_on_eval_and_costs_both_models(tmp_path: Path) ->
     assert told.cost.saved_percent == pytest.approx(100 * (0.3 - 0.16) / 0.3)
     assert told.latency is None  # the log does not say how long production took
     assert told.cascade["latency_known"] is False
-    folder = desk.run.at("cascades", told.key)
-    assert TrialResult.from_json(folder.read_json("result.json")) == told
-    assert len(list(folder.read_lines("completions.jsonl"))) == EVAL
+
+
+def test_what_a_cascade_rests_on_lies_as_a_trials_does(tmp_path: Path) -> None:
+    experiment = an_experiment()
+    desk, result = a_run(tmp_path, experiment, wrong_every=5)
+    ((made,), _) = cascades_of(experiment, desk, result)
+    folder = desk.of(made.result)
+    assert folder.url == desk.run.at("cascades", made.result.key).url
+    assert desk.of(result).url == desk.folder(result.trial).url
+    assert TrialResult.from_json(folder.read_json("result.json")) == made.result
+    assert inference.read(folder.at("completions")) == made.completions
+    assert trials.read_scores(folder) == made.scores
+    assert [made.completions[i].message for i in (0, 1)] == [record(0).answer, RIGHT]
+    handed = {record(i).id: UNSURE for i in range(0, EVAL, 5)}
+    assert read_handed_over(folder) == made.handed_over == handed
+    assert read_handed_over(desk.folder(result.trial)) == {}
 
 
 def test_a_cascade_is_a_row_and_no_trial(tmp_path: Path) -> None:
@@ -241,6 +271,52 @@ def test_a_cascade_is_a_row_and_no_trial(tmp_path: Path) -> None:
     assert again.rows[0].result == made.result
 
 
+def browsed(experiment: Experiment, desk: Desk, results: Sequence[TrialResult]) -> Material:
+    """What a report of these trials and their cascades is made from."""
+    made = Cascades(experiment, desk, TOOL_METRIC, {}, PRODUCTION).of(results)
+    scores = {r.key: trials.read_scores(desk.folder(r.trial)) for r in results}
+    scores |= {one.result.key: one.scores for one in made}
+    rows = [*results, *(one.result for one in made)]
+    board = rank(rows, scores, experiment.ranking, production=PRODUCTION)
+    dataset = desk.storage.at("datasets", "f")
+    dataset.write_json("manifest.json", {"fingerprint": "f"})
+    desk.run.write_json("leaderboard.json", board.to_json())
+    desk.run.write_bytes("experiment.yaml", config.dump(experiment).encode())
+    return read(desk)
+
+
+def test_a_cascades_disagreements_say_which_model_gave_the_answer(tmp_path: Path) -> None:
+    """Of ten records, one was handed over to what did not repeat itself; one was wrong and sure."""
+    big = {"model": "big", "endpoint": "http://h/v1"}
+    small = {"model": "small", "endpoint": "http://h/v1"}
+    experiment = an_experiment(candidates=[small, big], ranking={"baseline": "big"})
+    desk, result = a_run(tmp_path, an_experiment(), wrong_every=5)
+    answers = desk.folder(result.trial).at("completions")
+    sure = [replace(c, message=WRONG) if c.record_id == record(1).id else c
+            for c in inference.read(answers)]  # fmt: skip
+    answers.write_lines("0.jsonl", map(asdict, sure))
+    again = asked_again(desk, experiment)
+    material = browsed(experiment, desk, [result, again])
+    row = next(row for row in featured(material.board) if row.result.cascade)
+    shown = next(one for one in largest(material) if one.row == row)
+    assert {item.record: item.by for item in shown.items} == {
+        record(0).id: "production, as handed over: unsure",
+        record(1).id: "small base itself",
+    }
+    assert {item.by for one in largest(material) if one.row != row for item in one.items} == {""}
+    page = render(material)
+    assert f"{row.result.trial.label} answered (small base itself)</h4>" in page
+    assert [speed.row.result.trial.method for speed in speeds(material).trials].count("cascade")
+
+
+def test_a_latency_that_is_not_known_is_not_shown(tmp_path: Path) -> None:
+    experiment = an_experiment()
+    desk, result = a_run(tmp_path, experiment, wrong_every=5)
+    material = browsed(experiment, desk, [result])
+    assert any(row.result.cascade for row in featured(material.board))
+    assert [speed.row.result.key for speed in speeds(material).trials] == [result.key]
+
+
 def test_one_that_saves_nothing_is_not_recommended(tmp_path: Path) -> None:
     experiment = an_experiment()
     desk, result = a_run(tmp_path, experiment, wrong_every=5)
@@ -257,17 +333,10 @@ def test_production_asked_again_stands_for_what_is_handed_over(tmp_path: Path) -
     small = {"model": "small", "endpoint": "http://h/v1"}
     experiment = an_experiment(candidates=[small, big], ranking={"baseline": "big"})
     desk, result = a_run(tmp_path, an_experiment(), wrong_every=5)
-    (again,) = (t for t in planning.plan(experiment, "f") if t.candidate == "big")
-    records, folder = [record(i) for i in range(EVAL)], desk.folder(again)
-    answers = [Completion(r.id, WRONG if i == 0 else RIGHT, latency_s=3.0)
-               for i, r in enumerate(records)]  # fmt: skip
-    scores = [s for r, c in zip(records, answers, strict=True) for s in scoring.score(r, c)]
-    folder.at("completions").write_lines("0.jsonl", map(asdict, answers))
-    folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, scores))
-    folder.write_json("answers.json", {"wall_s": 1.0, "latency": None})
-    other = TrialResult(again, "succeeded", metrics=estimates(scores))
+    other = asked_again(desk, experiment)
     maker = Cascades(experiment, desk, TOOL_METRIC, {}, PRODUCTION)
     (made,) = maker.of([result, other])
+    assert trials.read_scores(desk.of(made.result)) == made.scores
     assert made.result.metrics[TOOL_METRIC].value == 0.99  # record 0 was handed over
     assert made.result.latency is not None
     assert (made.result.latency.p50_s, made.result.latency.p95_s) == (1.0, 4.0)
@@ -294,6 +363,12 @@ def test_why_there_is_no_cascade_is_said(
 def test_cascades_need_validation_records() -> None:
     with pytest.raises(ConfigError, match=r"raise dataset\.val_ratio"):
         an_experiment(dataset={"val_ratio": 0})
+
+
+def test_cascades_take_no_ground_truth_file() -> None:
+    """What is handed over would count as right whatever the file says."""
+    with pytest.raises(ConfigError, match="cascades take production's answers for right"):
+        an_experiment(scoring={"references": "truth.jsonl"})
 
 
 # -- what is asked for them -----------------------------------------------------------------

@@ -44,6 +44,15 @@ def test_small_differences_of_log_probabilities_are_allowed_and_told() -> None:
     assert (found.mean_difference, found.largest_difference) == (0.05, 0.1)
 
 
+@pytest.mark.parametrize(("off", "passes"), [(0.02, True), (0.04, True), (0.06, False)])
+def test_by_default_rounding_passes_and_a_drift_of_all_tokens_does_not(
+    off: float, passes: bool
+) -> None:
+    ours = said("ask", "ab", place(a=LIKELY), place(b=LIKELY))
+    theirs = said("ask", "ab", place(a=LIKELY - off), place(b=LIKELY - off))
+    assert check(ours, theirs, ParityConfig()).passed is passes
+
+
 @pytest.mark.parametrize(
     ("theirs", "shown"),
     [

@@ -23,9 +23,10 @@ from flywheel.report.disagreements import ON_A_PAGE, kinds, largest
 from flywheel.report.facts import facts
 from flywheel.report.material import FEATURED, featured
 from flywheel.report.text import TEXT_LIMIT, cut, line, shown, visible
+from flywheel.scoring import References
 from flywheel.storage import Storage
-from flywheel.trials import Desk
-from flywheel.types import Completion, Cost, Json, Trial, TrialResult
+from flywheel.trials import REFERENCES, Desk
+from flywheel.types import Completion, Cost, Estimate, Json, Trial, TrialResult
 
 HOSTILE = [
     '<script>document.title="owned"</script>',
@@ -150,8 +151,30 @@ def test_the_largest_disagreements_come_first_and_right_answers_never(run: Sampl
     for one in found:
         sizes = [item.size for item in one.items]
         assert sizes == sorted(sizes, reverse=True)
-        assert all(item.production != item.candidate for item in one.items)
+        assert all(item.expected != item.candidate for item in one.items)
         assert len(one.items) == min(one.total, ON_A_PAGE // len(found))
+
+
+def test_beside_a_ground_truth_file_what_it_expects_is_not_called_productions(
+    run: SampleRun, tmp_path: Path
+) -> None:
+    desk = run.leave(Storage(str(tmp_path)))
+    board = dataclasses.replace(run.board, logged=Estimate(0.9, 0.8, 0.95, 100))
+    desk.run.write_json("leaderboard.json", board.to_json())
+    truth = {r.id: message(content=f"as the file says of {r.id}") for r in run.records}
+    desk.run.write_lines(REFERENCES, References(truth, "").rows())
+    material = read(desk)
+    shown = [item for one in largest(material) for item in one.items]
+    assert shown
+    assert all(item.expected == f"as the file says of {item.record}" for item in shown)
+    page, plain = render(material), render(run.material())
+    assert "Expected by the ground-truth file" in page
+    assert "that the ground-truth file expects, the largest" in page
+    assert "makes the expected tool calls in" in page
+    for words in ("Production answered", "where production", "as production's,"):
+        assert words not in page
+    assert "Production answered" in plain
+    assert "makes production&#39;s tool calls in" in plain
 
 
 def test_answers_that_failed_are_no_disagreement(run: SampleRun) -> None:

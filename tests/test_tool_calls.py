@@ -330,7 +330,7 @@ def test_a_reference_without_a_call_is_met_by_making_none():
 def test_an_unreadable_reference_leaves_every_metric_unscored():
     found = scored(message(("f", "{")), message(F))
     assert {(s.value, s.status, s.reason) for s in found.values()} == {
-        (None, ScoreStatus.UNSCORED, "production's call cannot be parsed")
+        (None, ScoreStatus.UNSCORED, "the expected call cannot be parsed")
     }
     with pytest.raises(UnscorableError):
         calls(message(("f", "{")), message(F))

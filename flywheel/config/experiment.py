@@ -114,6 +114,8 @@ class Experiment(Section):
         self._check_baseline()
         if self.cascades and self.dataset.val_ratio == 0:
             raise ValueError("cascades choose their thresholds on val; raise dataset.val_ratio")
+        if self.cascades and self.scoring.references is not None:
+            raise ValueError("cascades take production's answers for right; leave references out")
         return self
 
     def _check_baseline(self) -> None:

@@ -145,6 +145,11 @@ class Leaderboard:
         return [row for row in self.rows if row.promising]
 
     @property
+    def ground_truth(self) -> bool:
+        """A ground-truth file says what is right, production's answers do not."""
+        return self.logged is not None
+
+    @property
     def ceiling(self) -> Row | None:
         """Production asked again, where it was."""
         return next((row for row in self.rows if row.result.key == self.asked_again), None)

@@ -18,12 +18,12 @@ from flywheel.types import Cost, Estimate, TrialResult
 
 NONE = "–"
 _DOES = {
-    TOOL_METRIC: "makes production's tool calls",
-    TEXT_METRIC: "gives production's answer",
-    LABEL_METRIC: "gives production's label",
-    "function_name": "calls production's tool",
+    TOOL_METRIC: "makes {} tool calls",
+    TEXT_METRIC: "gives {} answer",
+    LABEL_METRIC: "gives {} label",
+    "function_name": "calls {} tool",
 }
-"""What a model does that a metric of right and wrong counts."""
+"""What a model does that a metric of right and wrong counts; production's, or the expected."""
 
 
 def table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
@@ -151,9 +151,10 @@ def money(dollars: float) -> str:
 def _does(board: Leaderboard, row: Row) -> str:
     value = row.result.metrics[board.metric].value or 0.0
     amount, does = _amount(board, value), _DOES.get(board.metric)
-    return (
-        f"{does} in {amount} of 100 requests" if does else f"scores {amount} of 1 by {board.metric}"
-    )
+    if not does:
+        return f"scores {amount} of 1 by {board.metric}"
+    whose = "the expected" if board.ground_truth else "production's"
+    return f"{does.format(whose)} in {amount} of 100 requests"
 
 
 def _sure(board: Leaderboard, row: Row) -> str:

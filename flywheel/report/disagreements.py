@@ -1,4 +1,6 @@
-"""Answers that are not production's, side by side with it, and the kinds of mistakes they show.
+"""Answers that are not the expected ones, side by side with them, and the kinds of their mistakes.
+
+Expected is what production answered, or what a ground-truth file says.
 
 A page holds a bounded number of them: the largest of each trial, and a few of every kind.
 """
@@ -18,35 +20,39 @@ from flywheel.types import Completion, Json, Miss, Record, Score
 ON_A_PAGE = 400
 """Disagreements of all trials together."""
 MEANINGS = {
-    Miss.NO_CALL: "answered in words where production called a tool",
+    Miss.NO_CALL: "answered in words where a tool call was due",
     Miss.UNPARSABLE_CALL: "a call that no program can read",
-    Miss.CALL_NOT_DUE: "called a tool where production called none",
+    Miss.CALL_NOT_DUE: "called a tool where none was due",
     Miss.WRONG_TOOL: "called another tool",
     Miss.MISSING_ARGUMENT: "left out an argument",
-    Miss.EXTRA_ARGUMENT: "sent an argument that production did not send",
+    Miss.EXTRA_ARGUMENT: "sent an argument that was not due",
     Miss.WRONG_VALUE: "sent another value",
     Miss.WRONG_TYPE: "sent a value of another type",
-    Miss.WRONG_NUMBER_OF_CALLS: "made more calls than production, or fewer",
+    Miss.WRONG_NUMBER_OF_CALLS: "made more calls than were due, or fewer",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """One record that a trial did not answer as production did."""
+    """One record that a trial did not answer as expected."""
 
     record: str
     """Its id."""
     trial: str
-    """The trial's label."""
+    """The label of the trial or cascade."""
+    by: str
+    """Whose answer a cascade gave, and why if it was handed over; empty of a trial."""
     rank: int | None
     size: float
-    """1 less the mean of its scores by all metrics: at 1 it has nothing of production's answer."""
+    """1 less the mean of its scores by all metrics: at 1 it has nothing of the expected answer."""
     group: str
     """The record's class."""
     kinds: tuple[str, ...]
     """What is wrong, as `Miss` names it."""
     query: str
-    production: str
+    expected: str
+    from_file: bool
+    """What is expected is what a ground-truth file says, not what production answered."""
     candidate: str
     scores: list[tuple[str, str]]
     reason: str
@@ -138,16 +144,27 @@ def _disagreement(
     return Disagreement(
         record=record.id,
         trial=row.result.trial.label,
+        by=_by(material, row, record.id),
         rank=row.rank,
         size=_size(scores),
         group=material.classes.get(record.id, ""),
         kinds=tuple(misses),
         query=query(record),
-        production=shown(record.answer),
+        expected=shown(record.answer),
+        from_file=material.board.ground_truth,
         candidate=shown(answer),
         scores=[(name, f"{score.value:.2f}") for name, score in scores.items()],
         reason=told.reason if told else "",
     )
+
+
+def _by(material: Material, row: Row, record: str) -> str:
+    if not row.result.cascade:
+        return ""
+    why = material.handed_over.get(row.result.key, {}).get(record)
+    if why is None:
+        return f"{row.result.cascade['of_label']} itself"
+    return f"production, as handed over: {why.replace('_', ' ')}"
 
 
 def _messages(completions: Sequence[Completion]) -> dict[str, Json]:

@@ -82,7 +82,7 @@ def speeds(material: Material) -> Speeds:
     for row in featured(material.board):
         completions = material.completions.get(row.result.key, ())
         seconds = [c.latency_s for c in completions if not c.error]
-        if seconds:
+        if seconds and row.result.latency:  # a cascade's is unknown where production's is
             trials.append(_speed(row, seconds))
             curves.append((_name(row), seconds))
     loaded = [one for row in featured(material.board) if (one := _loaded(material, row))]

@@ -145,7 +145,7 @@ def compare(expected: Json, answer: Json, tools: list[Json], order: str = "free"
     """
     due, sent = parse(expected), parse(answer)
     if due is None:
-        raise UnscorableError("production's call cannot be parsed")
+        raise UnscorableError("the expected call cannot be parsed")
     known = _parameters([*due, *(sent or ())], tools)
     note = _note(known) if due or sent else "neither side called a tool"
     if sent is not None and [c.written for c in due] == [c.written for c in sent]:
