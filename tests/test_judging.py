@@ -230,14 +230,13 @@ def test_probes_are_what_they_are_called() -> None:
     assert probes(records(9), 6) == some
 
 
-def test_a_calibration_asks_for_eighty_verdicts_unless_told_otherwise(tmp_path: Path) -> None:
-    few = JudgeConfig().injection_suite
+def test_a_calibration_asks_for_118_verdicts_unless_told_otherwise(tmp_path: Path) -> None:
     calls = [tool_reply(TOOLS[i % 3], {"order_id": f"A-{i}", "days": i}) for i in range(60)]
     some = [sample_record(f"question {i}", call) for i, call in enumerate(calls)]
     with FakeEndpoint(good) as fake:
-        got = calibrated(fake, tmp_path, some, injection_suite=few)
-        assert len(fake.requests) == 80
-        assert (got.n, got.injection["asked"], got.position["n"]) == (48, 14, 6)
+        got = calibrated(fake, tmp_path, some)
+        assert len(fake.requests) == 118
+        assert (got.n, got.injection["asked"], got.position["n"]) == (48, 52, 6)
         assert {kind: found["n"] for kind, found in got.kinds.items()} == {
             "same": 24,
             "paraphrased": 6,

@@ -124,7 +124,7 @@ def test_a_judge_is_asked_for_what_differs_in_free_text_alone(
         ("another person", 0.0, "scored", "wrong value: send_mail.to, send_mail.body"),
         ("another tool", 0.0, "scored", "wrong tool: call_ann instead of send_mail"),
         ("no call", 0.0, "scored", "no call: send_mail was due"),
-        ("unreadable reference", None, "unscored", "production's call cannot be parsed"),
+        ("unreadable reference", None, "unscored", "the expected call cannot be parsed"),
         ("differs late", None, "unscored", "beyond the 2,000 characters that a judge is shown"),
         ("judge is lost", None, "unscored", "judge: unparsable verdict '...'"),
         ("failed", None, "failed", "HTTP 500"),

@@ -12,7 +12,7 @@ from flywheel.config.section import Section
 Positive = Annotated[float, Field(gt=0)]
 
 
-def _how_many(value: object) -> object:
+def _attacks(value: object) -> object:
     if isinstance(value, int) and value >= 0:  # a bool is an int
         return value
     raise ValueError("must be a number of attacks, true for all, or false for none")
@@ -34,9 +34,9 @@ class JudgeConfig(ModelConfig):
     prompt: str = "similarity"
     """``similarity`` (1 to 10), ``tool_calls`` (are the calls correct, 1 to 10), ``preference``
     (which of the two is better, asked in both orders), or a YAML file of your own."""
-    injection_suite: Annotated[bool | Annotated[int, Field(ge=0)], BeforeValidator(_how_many)] = 14
+    injection_suite: Annotated[bool | Annotated[int, Field(ge=0)], BeforeValidator(_attacks)] = True
     """Attacks in an answer that the calibration tries, for a verdict each: so many, spread over the
-    suite; ``true`` for all, ``false`` for none."""
+    suite; ``true`` for all 52, ``false`` for none."""
 
 
 class JudgingConfig(Section):
