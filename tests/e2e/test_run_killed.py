@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from recovery import told
 
 from flywheel.inference import read
 from flywheel.sample_logs import ROUTER, write_sample_logs
@@ -136,6 +137,15 @@ class Sweep:
                 except FileNotFoundError:
                     continue
         return seen
+
+    def work(self) -> set[tuple[str, int]]:
+        """Of this, what trials and a curation wrote."""
+        parts = ("/trials/", "/datasets/", "/scratch/")
+        return {
+            (path, at)
+            for path, at in self.changes()
+            if any(part in path for part in parts) and not path.endswith("spec.json")
+        }
 
     def alone(self) -> bool:
         """Whether nothing of a killed run lives, but what Ray needs a minute for."""
@@ -312,11 +322,17 @@ def test_a_driver_killed_again_and_again_goes_on_to_the_same_leaderboard(
     chance, sweep = random.Random(SEED), sweeps()
     seen: set[tuple[str, int]] = set()
     shared: set[Path] = set()
+    took: list[float] = []
     for moment in sorted(chance.sample(range(undisturbed.changes * 9 // 10), KILLS)):
-        process, at_once = sweep.start(), time.monotonic() + chance.uniform(0.5, 5)
+        done, began = sweep.work(), time.monotonic()
+        process, at_once = sweep.start(), began + chance.uniform(0.5, 5)
+        resumed = None if seen else began
         while len(seen) < moment or time.monotonic() < at_once:
             assert process.poll() is None, (sweep.folder / "err.txt").read_text()
             seen |= sweep.changes()
+            if resumed is None and sweep.work() - done:
+                resumed = time.monotonic()
+                took.append(resumed - began)
             time.sleep(0.01)
         shared |= shared_by(living(sweep.before))
         process.kill()
@@ -326,6 +342,7 @@ def test_a_driver_killed_again_and_again_goes_on_to_the_same_leaderboard(
     assert_same(sweep.tells(), undisturbed.outcome)
     assert_recorded_once(sweep)
     assert_written_once(sweep)
+    told("The driver (`flywheel run`) is killed", "the first new file of a trial", *took)
 
     again = asked(fake) - undisturbed.asked
     assert again.keys() == undisturbed.asked.keys()
@@ -347,10 +364,10 @@ def kill(sweep: Sweep, start: str) -> None:
         victim.kill()
 
 
-def test_an_engine_a_replica_and_serves_controller_killed_under_load_change_nothing(
+def test_an_engine_serves_controller_and_a_replica_killed_under_load_change_nothing(
     undisturbed: Undisturbed,
 ) -> None:
-    """The model's two trials are asked anew; each loses what serves it after a first answer."""
+    """The model's two trials are asked anew, and lose what serves them, one after another."""
     sweep = undisturbed.sweep
     folders: dict[str, Storage] = {}
     for key, result in undisturbed.outcome.results.items():
@@ -362,17 +379,26 @@ def test_an_engine_a_replica_and_serves_controller_killed_under_load_change_noth
     sweep.run.write_json("run.json", {**note, "status": "running"})
     process = sweep.start()
 
-    def answered(method: str) -> bool:
+    def answers(method: str) -> int:
         assert process.poll() is None, (sweep.folder / "err.txt").read_text()
-        return bool(folders[method].at("completions").names())
+        return len(read(folders[method].at("completions")))
 
-    wait_for(lambda: answered("base"), 300, "a first answer")
+    def killed(victim: str, method: str) -> float:
+        """Seconds until more is answered than was, and than could be under way."""
+        before, at = answers(method), time.monotonic()
+        kill(sweep, victim)
+        wait_for(lambda: answers(method) > before + IN_FLIGHT, 300, "the next answer")
+        return time.monotonic() - at
+
+    wait_for(lambda: answers("base") > 0, 300, "a first answer")
     shared = shared_by(living(sweep.before))
-    kill(sweep, "VLLM::EngineCore")
-    wait_for(lambda: answered("lora"), 300, "the engine to be back")
+    lost = {"The engine's process is killed": killed("VLLM::EngineCore", "base")}
+    wait_for(lambda: answers("lora") > 0, 300, "the other trial's first answer")
     shared |= shared_by(living(sweep.before))
-    kill(sweep, "ray::ServeController")
-    kill(sweep, "ray::ServeReplica:tiny")
+    lost["Serve's controller is killed"] = killed("ray::ServeController", "lora")
+    lost["The engine's replica is killed"] = killed("ray::ServeReplica:tiny", "lora")
+    for fault, seconds in lost.items():
+        told(fault, "the next answers", seconds)
     assert process.wait(timeout=600) == 0, (sweep.folder / "err.txt").read_text()
 
     assert_same(sweep.tells(), undisturbed.outcome)

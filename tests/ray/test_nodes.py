@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from raylets import Cluster, Node, Raylet, cluster, wait_until
+from recovery import told
 
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.types import Json
@@ -41,8 +43,8 @@ def found(three: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[Any]
     storage = str(tmp_path_factory.mktemp("sleepers"))
     done = three.python(SLEEPERS, three.address, storage, *map(json.dumps, PLANS))
     assert done.returncode == 0, done.stderr
-    told: list[Any] = json.loads(done.stdout)
-    return told
+    each: list[Any] = json.loads(done.stdout)
+    return each
 
 
 def test_trainings_take_the_gpus_of_every_node_and_no_node_without(found: list[Any]) -> None:
@@ -86,6 +88,7 @@ def test_what_a_lost_node_was_training_is_trained_by_another(
     with three.running(SLEEPERS, three.address, str(tmp_path), json.dumps(plan)) as driver:
         wait_until(at_work)
         interrupted = at_work()
+        at = time.time()
         lost.lose()
         out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
@@ -93,9 +96,12 @@ def test_what_a_lost_node_was_training_is_trained_by_another(
     assert [one for one in trials if "failed" in one] == []
     assert len(list(folder.glob("*/training.json"))) == 6
     assert interrupted
+    took = []
     for trial in interrupted:
         first, second = json.loads((trial / "tries.json").read_text())
         assert first["node"] != second["node"]
+        took.append(second["began"] - at)
+    told("A node is lost during a training", "its second beginning", *took)
 
 
 def experiment(folder: Path) -> Path:
@@ -121,9 +127,9 @@ def experiment(folder: Path) -> Path:
 def joined_with(cluster: Cluster, folder: Path, packages: dict[str, str]) -> Raylet:
     """A node where other versions of these packages are installed."""
     for name, version in packages.items():
-        told = folder / f"{name}-{version}.dist-info"
-        told.mkdir(parents=True)
-        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     path = f"{folder}:{cluster.environment['PYTHONPATH']}"
     return cluster.add(Node(1, environment={"PYTHONPATH": path}))
 
