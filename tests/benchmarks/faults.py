@@ -26,6 +26,8 @@ TESTS = Path(__file__).parents[1]
 TABLE = TESTS.parent / "docs" / "faults.md"
 TIME = 4
 """The column of the time to recover."""
+UNKNOWN = "not measured yet"
+"""What stands there before."""
 FILES = (
     "e2e/test_run_killed.py", "ray/test_disk_full.py", "ray/test_fanout.py", "ray/test_keeper.py",
     "ray/test_nodes.py", "ray/test_nodes_lost.py", "ray/test_rubbish_endpoint.py",
@@ -46,9 +48,10 @@ def main() -> None:
             sys.exit(code)
         told = [json.loads(line) for line in lines.read_text().splitlines()]
     known = json.loads(path.read_text())["faults"] if (path := written()).exists() else {}
+    commit = results.commit()
     for one in told:
         seconds = [round(s, 2) for s in one["seconds"]]
-        known[one["fault"]] = {"test": one["test"], "until": one["until"], "seconds": seconds}
+        known[one.pop("fault")] = {**one, "seconds": seconds, "commit": commit}
     results.write("faults", {"faults": dict(sorted(known.items()))})
     TABLE.write_text("".join(_filled(line, known) for line in TABLE.read_text().splitlines(True)))
 
