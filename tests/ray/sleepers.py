@@ -3,7 +3,8 @@
     python sleepers.py ADDRESS STORAGE '{"trials": 4, "seconds": 0.5, "gpus": 1, "kind": "L4"}' ...
 
 prints, as JSON, for each plan: on which node each trial ran and by how much the driver grew; with
-``"items"`` in place of ``"trials"``, on which nodes a step of curation ran.
+``"items"`` in place of ``"trials"``, on which nodes a step of curation ran; with ``"engines"``, a
+type of GPU each, where these would start.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import psutil
 from flywheel import fanout, spread, trials
 from flywheel.budget import Budget
 from flywheel.cluster import Needs, connect
-from flywheel.config import BudgetConfig
+from flywheel.config import BudgetConfig, ModelConfig
+from flywheel.serving import engine
+from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
 from flywheel.trials import Desk, Progress
@@ -78,6 +81,40 @@ def sweep(storage: str, plan: Json) -> list[Any]:
     ]
 
 
+def place(kinds: list[str], model: str) -> Json:
+    """Ask for an engine with a GPU of each type; the nodes' own types, once places are reserved.
+
+    The engines themselves find no model and are not waited for.
+    """
+    import ray
+    from ray import serve
+    from ray.util import placement_group_table
+
+    targets = {}
+    for kind in kinds:
+        config = ModelConfig(model=model, gpus=1, accelerator=kind)
+        spec = EngineSpec.of(config, Needs(1.0, 1, kind), "sleepers")
+        app = engine.application(spec)
+        targets[kind] = serve.RunTarget(app, name=spec.name, route_prefix=f"/{spec.name}")
+    serve.start(proxy_location="Disabled")
+    serve.run_many(
+        list(targets.values()),
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    found: Json = {}
+    while len(found) < len(kinds):
+        time.sleep(0.1)
+        for group in placement_group_table().values():
+            for kind, target in targets.items():
+                if target.name in group["name"] and group["state"] == "CREATED":
+                    (node,) = group["bundles_to_node_id"].values()
+                    found[kind] = [name for name in nodes[node] if name.startswith("accelerator")]
+    serve.shutdown()
+    return found
+
+
 def main() -> None:
     """Do as the command line says."""
     address, storage, *plans = sys.argv[1:]
@@ -87,6 +124,8 @@ def main() -> None:
             if "items" in plan:
                 items = [{"item": n} for n in range(plan["items"])]
                 found.append(list(spread.over(items, look, plan["seconds"])))
+            elif "engines" in plan:
+                found.append(place(plan["engines"], f"{storage}/none"))
             else:
                 before = psutil.Process().memory_info().rss
                 trials = sweep(f"{storage}/{number}", plan)

@@ -34,12 +34,13 @@ PLANS: list[Json] = [
     {"trials": 6, "seconds": 2, "gpus": 1, "together": 3},
     {"trials": 3, "seconds": 0.5, "gpus": 1, "kind": "H100", "together": 3},
     {"items": 12, "seconds": 0.5},
+    {"engines": ["L4", "H100"]},
 ]
 
 
 @pytest.fixture(scope="module")
 def found(three: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Where sleeping trainings ran, those that ask for a type of GPU, and steps of curation."""
+    """Where sleeping trainings ran, those that ask for a type of GPU, curation, and engines."""
     storage = str(tmp_path_factory.mktemp("sleepers"))
     done = three.python(SLEEPERS, three.address, storage, *map(json.dumps, PLANS))
     assert done.returncode == 0, done.stderr
@@ -66,6 +67,10 @@ def test_a_gpu_type_that_is_asked_for_is_what_trials_get(found: list[Any]) -> No
     assert [one["kinds"] for one in trials] == [["accelerator_type:H100"]] * 3
     spans = sorted((one["began"], one["ended"]) for one in trials)
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def test_an_engine_is_placed_where_the_gpu_type_is_that_is_asked_for(found: list[Any]) -> None:
+    assert found[3] == {"L4": ["accelerator_type:L4"], "H100": ["accelerator_type:H100"]}
 
 
 def test_curation_spreads_over_nodes(found: list[Any]) -> None:
