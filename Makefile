@@ -32,7 +32,7 @@ bench-trials: install  ## What trials cost that do nothing (7 minutes); tests/be
 	$(BIN)/python -m tests.benchmarks.trials
 bench-cluster: install  ## A thousand trials on 128 made-up GPUs, simulated; 60 on 8, for real (4 minutes).
 	$(BIN)/python -m tests.benchmarks.cluster
-bench-faults: install  ## Make every fault of docs/faults.md happen; how long it takes to recover (20 minutes).
+bench-faults: install  ## How long it takes to recover from the faults of docs/faults.md (20 minutes).
 	$(BIN)/python -m tests.benchmarks.faults
 
 test-kill: install  ## Kill runs at more moments than `make test` does: KILLS=50 SEED=1.
