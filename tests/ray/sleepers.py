@@ -4,16 +4,19 @@
 
 prints, as JSON, for each plan: on which node each trial ran and by how much the driver grew; with
 ``"items"`` in place of ``"trials"``, on which nodes a step of curation ran; with ``"engines"``, a
-type of GPU each, where these would start.
+type of GPU each, where these would start; with ``"adapters"``, which replicas answered with each.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,6 +29,7 @@ from flywheel.serving import engine
 from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
+from flywheel.testing import tiny_model
 from flywheel.trials import Desk, Progress
 from flywheel.types import Json, Trial
 
@@ -115,6 +119,36 @@ def place(kinds: list[str], model: str) -> Json:
     return found
 
 
+def reach(keys: list[str], folder: Path) -> Json:
+    """Ask an engine of two replicas for each adapter, before and after one of them is killed."""
+    from ray import serve
+
+    for key in keys:
+        adapter = folder / "trials" / key / "adapter"
+        adapter.mkdir(parents=True)
+        (adapter / "adapter_config.json").write_text(json.dumps({"says": key}))
+    config = ModelConfig(model=str(tiny_model(folder / "tiny")), min_replicas=2)
+    spec = EngineSpec.of(config, Needs(0.5, 0), "sleepers", str(folder / "trials"), 8)
+    serve.start(proxy_location="Disabled")
+    serve.run(engine.application(spec), name=spec.name, route_prefix=f"/{spec.name}")
+    (server,) = [
+        name
+        for name in serve.status().applications[spec.name].deployments
+        if name.startswith("AdapterServer")
+    ]
+    handle = serve.get_deployment_handle(server, spec.name).options(stream=True)
+
+    def ask(key: str) -> Json:
+        (answer,) = handle.options(multiplexed_model_id=f"{spec.name}:{key}").chat.remote({})
+        return dict(answer)
+
+    before = {key: ask(key) for key in keys}
+    os.kill(before[keys[0]]["pid"], signal.SIGKILL)
+    after = {key: ask(key) for key in keys}
+    serve.shutdown()
+    return {"before": before, "after": after}
+
+
 def main() -> None:
     """Do as the command line says."""
     address, storage, *plans = sys.argv[1:]
@@ -126,6 +160,8 @@ def main() -> None:
                 found.append(list(spread.over(items, look, plan["seconds"])))
             elif "engines" in plan:
                 found.append(place(plan["engines"], f"{storage}/none"))
+            elif "adapters" in plan:
+                found.append(reach(plan["adapters"], Path(storage) / str(number)))
             else:
                 before = psutil.Process().memory_info().rss
                 trials = sweep(f"{storage}/{number}", plan)

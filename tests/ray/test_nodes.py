@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from recovery import told
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.types import Json
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 SLEEPERS = str(Path(__file__).with_name("sleepers.py"))
 
@@ -26,7 +27,8 @@ SLEEPERS = str(Path(__file__).with_name("sleepers.py"))
 @pytest.fixture(scope="module")
 def three() -> Iterator[Cluster]:
     """A head without GPU, a node with two L4, a node with one H100."""
-    with cluster(Node(2), Node(2, 2, "L4"), Node(2, 1, "H100")) as found:
+    nodes = Node(2), Node(2, 2, "L4"), Node(2, 1, "H100")
+    with cluster(*(replace(node, environment=ECHO) for node in nodes)) as found:
         yield found
 
 
@@ -35,14 +37,18 @@ PLANS: list[Json] = [
     {"trials": 3, "seconds": 0.5, "gpus": 1, "kind": "H100", "together": 3},
     {"items": 12, "seconds": 0.5},
     {"engines": ["L4", "H100"]},
+    {"adapters": ["a", "b"]},
 ]
+ECHO = {"RAYLLM_VLLM_ENGINE_CLS": "echo_engine.Echo"}
+"""Replicas of engines answer with their adapters."""
 
 
 @pytest.fixture(scope="module")
 def found(three: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Where sleeping trainings ran, those that ask for a type of GPU, curation, and engines."""
     storage = str(tmp_path_factory.mktemp("sleepers"))
-    done = three.python(SLEEPERS, three.address, storage, *map(json.dumps, PLANS))
+    plans = map(json.dumps, PLANS)
+    done = three.python(SLEEPERS, three.address, storage, *plans, timeout=400)
     assert done.returncode == 0, done.stderr
     each: list[Any] = json.loads(done.stdout)
     return each
@@ -71,6 +77,13 @@ def test_a_gpu_type_that_is_asked_for_is_what_trials_get(found: list[Any]) -> No
 
 def test_an_engine_is_placed_where_the_gpu_type_is_that_is_asked_for(found: list[Any]) -> None:
     assert found[3] == {"L4": ["accelerator_type:L4"], "H100": ["accelerator_type:H100"]}
+
+
+def test_what_one_replica_answered_with_an_adapter_another_does_too(found: list[Any]) -> None:
+    before, after = found[4]["before"], found[4]["after"]
+    for answers in (before, after):
+        assert {key: one["says"] for key, one in answers.items()} == {"a": "a", "b": "b"}
+    assert before["a"]["pid"] not in {one["pid"] for one in after.values()}
 
 
 def test_curation_spreads_over_nodes(found: list[Any]) -> None:
