@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast test-kill bench-curation bench-statistics bench-serving bench-training bench-scoring bench-trials bench-cluster schema check format install lock clean
+.PHONY: demo test test-fast test-kill bench-curation bench-statistics bench-serving bench-training bench-scoring bench-trials bench-cluster bench-faults schema check format install lock clean
 
 demo: install  ## Curate, train, serve, judge and rank on traffic made here (15 minutes on 2 cores).
 	$(BIN)/flywheel run experiments/demo.yaml
@@ -32,6 +32,8 @@ bench-trials: install  ## What trials cost that do nothing (7 minutes); tests/be
 	$(BIN)/python -m tests.benchmarks.trials
 bench-cluster: install  ## A thousand trials on 128 made-up GPUs, simulated; 60 on 8, for real (4 minutes).
 	$(BIN)/python -m tests.benchmarks.cluster
+bench-faults: install  ## How long it takes to recover from the faults of docs/faults.md (20 minutes).
+	$(BIN)/python -m tests.benchmarks.faults
 
 test-kill: install  ## Kill runs at more moments than `make test` does: KILLS=50 SEED=1.
 	FLYWHEEL_KILLS=$(or $(KILLS),50) FLYWHEEL_KILL_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/e2e/test_run_killed.py

@@ -46,8 +46,8 @@ NODES, GPUS = 16, 8
 ROWS, EVAL = 4_000, 500
 TOKENS = 500
 """Of a training row."""
-SPREAD = 0.2
-"""Service times vary by this much (log-normal) around what they should be."""
+SPREADS = (0.2, 0.5, 1.0)
+"""Service times vary by so much (log-normal) around what they should be; charted is the first."""
 PREPARE_S = 40.0
 """A trainer's process, libraries and weights, before its first step."""
 REAL = {"nodes": 4, "gpus": 2, "trials": 60, "seconds": 10.0}
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **figures(diary),
         "decisions_bytes_per_trial": round(grown),
         "idle_share_while_trials_wait": {what: idle(diary, *diary.waiting[what]) for what in WAITS},
+        "with_other_spreads": {str(spread): _spread(spread) for spread in SPREADS[1:]},
     }
     told = {"simulated": {"nodes": NODES, "gpus": NODES * GPUS, "trials": 1_000, **simulated}}
     if not only:
@@ -177,7 +178,19 @@ def experiment() -> Experiment:
     )
 
 
-def simulate() -> tuple[Diary, float]:
+def _spread(spread: float) -> dict[str, float]:
+    """How long GPUs idle, and how long the longest training takes: asking begins after it."""
+    diary, _ = simulate(spread)
+    took = [end - begin for what, begin, end, _ in diary.spans if what == "training"]
+    return {
+        "hours": figures(diary)["hours"],
+        "idle_share": figures(diary)["idle_share"],
+        "idle_share_while_trainings_wait": idle(diary, *diary.waiting["training"]),
+        "longest_training_hours": round(max(took) / 3600, 2),
+    }
+
+
+def simulate(spread: float = SPREADS[0]) -> tuple[Diary, float]:
     """Train and ask everything; give what GPUs did, and the driver's bytes for each trial."""
     wanted, cluster = experiment(), Cluster(_nodes(), "10.0.0.1", ours=False)
     clock, diary, rng = Clock(), Diary(), random.Random(0)
@@ -187,8 +200,9 @@ def simulate() -> tuple[Diary, float]:
     with tempfile.TemporaryDirectory() as folder:
         desk = Desk(Storage(folder), "bench")
         trained = [trial for trial in planned if trial.method == "lora"]
-        _train(trained, wanted, cluster, desk, clock, diary, rng)
-        _ask(planned, wanted, cluster, desk, clock, diary, rng)
+        vary = partial(rng.lognormvariate, 0, spread)
+        _train(trained, wanted, cluster, desk, clock, diary, vary)
+        _ask(planned, wanted, cluster, desk, clock, diary, vary)
     grown = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     return diary, grown / len(planned)
@@ -201,7 +215,7 @@ def _train(
     desk: Desk,
     clock: Clock,
     diary: Diary,
-    rng: random.Random,
+    vary: Callable[[], float],
 ) -> None:
     """As `stages.training` does: longest first, as many at once as the cluster has room for."""
     assert wanted.methods.lora is not None
@@ -212,7 +226,7 @@ def _train(
     def seconds(trial: Trial) -> float:
         rows = trial.parameters["max_train_records"] * trial.parameters["epochs"]
         computing = rows * TOKENS / MODELS[trial.model].tokens_per_s
-        return PREPARE_S + computing * rng.lognormvariate(0, SPREAD)
+        return PREPARE_S + computing * vary()
 
     places = min(cluster.room(needs), feed.expected)
     _drive(feed, places, seconds, "training", clock, diary, lambda trial: needs.gpus)
@@ -225,7 +239,7 @@ def _ask(
     desk: Desk,
     clock: Clock,
     diary: Diary,
-    rng: random.Random,
+    vary: Callable[[], float],
 ) -> None:
     """As `stages` does: engines side by side, replicas shared out, a trial for each of them."""
     groups = {c.model: [t for t in planned if t.model == c.model] for c in wanted.candidates}
@@ -255,7 +269,7 @@ def _ask(
 
     def seconds(trial: Trial) -> float:
         asked = EVAL / trial.settings["concurrency"] * MODELS[trial.model].answer_s
-        return asked * rng.lognormvariate(0, SPREAD)
+        return asked * vary()
 
     _drive(feed, feed.places, seconds, "answering", clock, diary, lambda t: MODELS[t.model].gpus)
 
@@ -362,7 +376,7 @@ def really() -> dict[str, float]:
             place = f"{folder}/{one['trials']}"
             done = running.python(script, running.address, place, json.dumps(one), timeout=1_200)
             assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    (told,) = json.loads(done.stdout)
     trials = told["trials"]
     assert not [one for one in trials if "failed" in one]
     busy = sum(one["ended"] - one["began"] for one in trials)

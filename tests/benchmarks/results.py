@@ -19,7 +19,7 @@ def write(name: str, figures: dict[str, Any]) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     told = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": _commit(),
+        "commit": commit(),
         "machine": {
             "cores": os.cpu_count(),
             "architecture": platform.machine(),
@@ -30,7 +30,8 @@ def write(name: str, figures: dict[str, Any]) -> None:
     path.write_text(json.dumps({**known, **told, **figures}, indent=2) + "\n")
 
 
-def _commit() -> str:
+def commit() -> str:
+    """What is checked out; ``-dirty`` if files of it are changed."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()

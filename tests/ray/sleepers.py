@@ -3,16 +3,20 @@
     python sleepers.py ADDRESS STORAGE '{"trials": 4, "seconds": 0.5, "gpus": 1, "kind": "L4"}' ...
 
 prints, as JSON, for each plan: on which node each trial ran and by how much the driver grew; with
-``"items"`` in place of ``"trials"``, on which nodes a step of curation ran.
+``"items"`` in place of ``"trials"``, on which nodes a step of curation ran; with ``"engines"``, a
+type of GPU each, where these would start; with ``"adapters"``, which replicas answered with each.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,9 +24,12 @@ import psutil
 from flywheel import fanout, spread, trials
 from flywheel.budget import Budget
 from flywheel.cluster import Needs, connect
-from flywheel.config import BudgetConfig
+from flywheel.config import BudgetConfig, ModelConfig
+from flywheel.serving import engine
+from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
+from flywheel.testing import tiny_model
 from flywheel.trials import Desk, Progress
 from flywheel.types import Json, Trial
 
@@ -78,6 +85,70 @@ def sweep(storage: str, plan: Json) -> list[Any]:
     ]
 
 
+def place(kinds: list[str], model: str) -> Json:
+    """Ask for an engine with a GPU of each type; the nodes' own types, once places are reserved.
+
+    The engines themselves find no model and are not waited for.
+    """
+    import ray
+    from ray import serve
+    from ray.util import placement_group_table
+
+    targets = {}
+    for kind in kinds:
+        config = ModelConfig(model=model, gpus=1, accelerator=kind)
+        spec = EngineSpec.of(config, Needs(1.0, 1, kind), "sleepers")
+        app = engine.application(spec)
+        targets[kind] = serve.RunTarget(app, name=spec.name, route_prefix=f"/{spec.name}")
+    serve.start(proxy_location="Disabled")
+    serve.run_many(
+        list(targets.values()),
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    found: Json = {}
+    while len(found) < len(kinds):
+        time.sleep(0.1)
+        for group in placement_group_table().values():
+            for kind, target in targets.items():
+                if target.name in group["name"] and group["state"] == "CREATED":
+                    (node,) = group["bundles_to_node_id"].values()
+                    found[kind] = [name for name in nodes[node] if name.startswith("accelerator")]
+    serve.shutdown()
+    return found
+
+
+def reach(keys: list[str], folder: Path) -> Json:
+    """Ask an engine of two replicas for each adapter, before and after one of them is killed."""
+    from ray import serve
+
+    for key in keys:
+        adapter = folder / "trials" / key / "adapter"
+        adapter.mkdir(parents=True)
+        (adapter / "adapter_config.json").write_text(json.dumps({"says": key}))
+    config = ModelConfig(model=str(tiny_model(folder / "tiny")), min_replicas=2)
+    spec = EngineSpec.of(config, Needs(0.5, 0), "sleepers", str(folder / "trials"), 8)
+    serve.start(proxy_location="Disabled")
+    serve.run(engine.application(spec), name=spec.name, route_prefix=f"/{spec.name}")
+    (server,) = [
+        name
+        for name in serve.status().applications[spec.name].deployments
+        if name.startswith("AdapterServer")
+    ]
+    handle = serve.get_deployment_handle(server, spec.name).options(stream=True)
+
+    def ask(key: str) -> Json:
+        (answer,) = handle.options(multiplexed_model_id=f"{spec.name}:{key}").chat.remote({})
+        return dict(answer)
+
+    before = {key: ask(key) for key in keys}
+    os.kill(before[keys[0]]["pid"], signal.SIGKILL)
+    after = {key: ask(key) for key in keys}
+    serve.shutdown()
+    return {"before": before, "after": after}
+
+
 def main() -> None:
     """Do as the command line says."""
     address, storage, *plans = sys.argv[1:]
@@ -87,6 +158,10 @@ def main() -> None:
             if "items" in plan:
                 items = [{"item": n} for n in range(plan["items"])]
                 found.append(list(spread.over(items, look, plan["seconds"])))
+            elif "engines" in plan:
+                found.append(place(plan["engines"], f"{storage}/none"))
+            elif "adapters" in plan:
+                found.append(reach(plan["adapters"], Path(storage) / str(number)))
             else:
                 before = psutil.Process().memory_info().rss
                 trials = sweep(f"{storage}/{number}", plan)

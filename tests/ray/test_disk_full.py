@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recovery import told
 
 from flywheel.methods.checkpoints import NAME
 from flywheel.sample_logs import ROUTER, write_sample_logs
@@ -88,11 +89,14 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_training_goes_on_from_the_la
     assert one(NAME, disk) is not None
 
     (disk / "ballast").unlink()
+    began = time.monotonic()
     resumed = subprocess.Popen([*command, "--resume"], stderr=subprocess.DEVNULL)
     try:
         while (trained := one("training.json", disk)) is None:
             assert resumed.poll() is None
             time.sleep(0.05)
+        fault = "The storage's disk is full while a checkpoint is written"
+        told(fault, "the end of the resumed training", time.monotonic() - began)
         assert json.loads(trained.read_text())["resumed"] == 1
         assert one("adapter/adapter_model.safetensors", disk) is not None
     finally:

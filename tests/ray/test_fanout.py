@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from recovery import told
 
 from flywheel import fanout, trials
 from flywheel.budget import Budget
@@ -58,7 +59,7 @@ def sweep(
     budget: Budget | None = None,
 ) -> list[tuple[int, int]]:
     """Run the trials and give what progress was told."""
-    told: list[tuple[int, int]] = []
+    heard: list[tuple[int, int]] = []
     ended: list[Trial] = []
     feed = Listed(planned, desk, budget or Budget(BudgetConfig()), ended.append)
     fanout.map_over(
@@ -66,12 +67,12 @@ def sweep(
         feed,
         desk,
         together,
-        lambda done, total: told.append((done, total)),
+        lambda done, total: heard.append((done, total)),
         needs,
         scheduler or SchedulerConfig(),
     )
     assert len(ended) == len({trial.key for trial in ended})
-    return told
+    return heard
 
 
 def mark(trial: Trial, progress: Progress, desk: Desk, seconds: float = 0.2) -> None:
@@ -92,10 +93,10 @@ def test_every_trial_runs_once_no_more_together_than_allowed(
     desk: Desk, needs: Needs | None
 ) -> None:
     planned = some(6)
-    told = sweep(partial(mark, desk=desk), desk, planned, needs=needs)
+    heard = sweep(partial(mark, desk=desk), desk, planned, needs=needs)
     spans = [(one["began"], one["ended"]) for one in facts(desk, planned)]
     assert max(sum(a <= began < b for a, b in spans) for began, _ in spans) <= 2
-    assert told[-1] == (18, 18)
+    assert heard[-1] == (18, 18)
     assert desk.run.names() == ["trials"]  # Tune left nothing
 
 
@@ -127,17 +128,28 @@ def test_a_failure_and_a_killed_trainer_are_data_and_disturb_no_other(desk: Desk
 def dies_once(trial: Trial, progress: Progress, desk: Desk) -> None:
     folder = desk.folder(trial)
     if not folder.exists("seen.json"):
-        folder.write_json("seen.json", {})
+        folder.write_json("seen.json", {"killed": time.time()})
         os.kill(os.getpid(), signal.SIGKILL)
     mark(trial, progress, desk)
 
 
-@pytest.mark.parametrize("needs", [None, TASK], ids=["in the trial", "in a task of its own"])
-def test_what_was_killed_once_is_started_again(desk: Desk, needs: Needs | None) -> None:
+def again(desk: Desk, planned: Sequence[Trial]) -> list[float]:
+    """Seconds from each trial's end to its second beginning."""
+    killed = [desk.folder(trial).read_json("seen.json")["killed"] for trial in planned]
+    began = [one["began"] for one in facts(desk, planned)]
+    return [b - k for b, k in zip(began, killed, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("needs", "fault"),
+    [(None, "The process that asks a trial's questions is killed"), (TASK, "A trainer is killed")],
+    ids=["in the trial", "in a task of its own"],
+)
+def test_what_was_killed_once_is_started_again(desk: Desk, needs: Needs | None, fault: str) -> None:
     planned = some(2)
     sweep(partial(dies_once, desk=desk), desk, planned, needs=needs)
     assert [trials.failure(desk.folder(trial)) for trial in planned] == ["", ""]
-    assert facts(desk, planned)
+    told(fault, "its second beginning", *again(desk, planned))
 
 
 def kills_its_trial_once(trial: Trial, progress: Progress, desk: Desk) -> None:
@@ -146,7 +158,7 @@ def kills_its_trial_once(trial: Trial, progress: Progress, desk: Desk) -> None:
 
     folder = desk.folder(trial)
     if not folder.exists("seen.json"):
-        folder.write_json("seen.json", {})
+        folder.write_json("seen.json", {"killed": time.time()})
         raylet = psutil.Process().parent()
         assert raylet is not None
         for process in raylet.children():
@@ -159,7 +171,8 @@ def test_a_tune_trial_that_was_killed_is_started_again_and_so_is_its_task(desk: 
     planned = some(1)
     sweep(partial(kills_its_trial_once, desk=desk), desk, planned)
     assert trials.failure(desk.folder(planned[0])) == ""
-    assert facts(desk, planned)
+    fault = "The process that watches over a trainer is killed"
+    told(fault, "its second beginning", *again(desk, planned))
 
 
 def always_dies(trial: Trial, progress: Progress) -> None:
@@ -207,10 +220,10 @@ def test_a_scheduler_stops_what_does_worse_and_leaves_word_of_how_far_it_came(
     stops = [trials.stopped(desk.folder(trial)) for trial in planned]
     assert stops[0] is None
     assert desk.folder(planned[0]).exists("training.json")
-    told = [stop for stop in stops if stop is not None]
-    assert told
-    assert all(stop["by"] == kind and 0.2 <= stop["share"] < 1 for stop in told)
-    assert all(stop["val_loss"] > 2 and stop["seconds"] > 0 for stop in told)
+    left = [stop for stop in stops if stop is not None]
+    assert left
+    assert all(stop["by"] == kind and 0.2 <= stop["share"] < 1 for stop in left)
+    assert all(stop["val_loss"] > 2 and stop["seconds"] > 0 for stop in left)
     assert not any(trials.failure(desk.folder(trial)) for trial in planned)
 
 

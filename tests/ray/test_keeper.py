@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
+from recovery import told
 
 from flywheel.serving import engine
 
@@ -69,6 +70,7 @@ def test_an_application_that_is_kept_goes_with_its_driver(ray_session: None, end
         assert driver.stdout.readline() == "up\n"
         assert applications() == {"kept", "other"}
         assert keepers()
+        ended = time.monotonic()
         if ending == "killed":
             driver.kill()
         else:
@@ -80,6 +82,9 @@ def test_an_application_that_is_kept_goes_with_its_driver(ray_session: None, end
         while applications() != left or keepers():
             assert time.monotonic() < deadline, (applications(), keepers())
             time.sleep(0.1)
+        if ending == "killed":
+            seconds = time.monotonic() - ended
+            told("The driver is killed on a cluster that it joined", "the engine's end", seconds)
     finally:
         driver.kill()
         driver.communicate()

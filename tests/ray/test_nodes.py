@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 from raylets import Cluster, Node, Raylet, cluster, wait_until
+from recovery import told
 
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.types import Json
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 SLEEPERS = str(Path(__file__).with_name("sleepers.py"))
 
@@ -24,7 +27,8 @@ SLEEPERS = str(Path(__file__).with_name("sleepers.py"))
 @pytest.fixture(scope="module")
 def three() -> Iterator[Cluster]:
     """A head without GPU, a node with two L4, a node with one H100."""
-    with cluster(Node(2), Node(2, 2, "L4"), Node(2, 1, "H100")) as found:
+    nodes = Node(2), Node(2, 2, "L4"), Node(2, 1, "H100")
+    with cluster(*(replace(node, environment=ECHO) for node in nodes)) as found:
         yield found
 
 
@@ -32,17 +36,22 @@ PLANS: list[Json] = [
     {"trials": 6, "seconds": 2, "gpus": 1, "together": 3},
     {"trials": 3, "seconds": 0.5, "gpus": 1, "kind": "H100", "together": 3},
     {"items": 12, "seconds": 0.5},
+    {"engines": ["L4", "H100"]},
+    {"adapters": ["a", "b"]},
 ]
+ECHO = {"RAYLLM_VLLM_ENGINE_CLS": "echo_engine.Echo"}
+"""Replicas of engines answer with their adapters."""
 
 
 @pytest.fixture(scope="module")
 def found(three: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Where sleeping trainings ran, those that ask for a type of GPU, and steps of curation."""
+    """Where sleeping trainings ran, those that ask for a type of GPU, curation, and engines."""
     storage = str(tmp_path_factory.mktemp("sleepers"))
-    done = three.python(SLEEPERS, three.address, storage, *map(json.dumps, PLANS))
+    plans = map(json.dumps, PLANS)
+    done = three.python(SLEEPERS, three.address, storage, *plans, timeout=400)
     assert done.returncode == 0, done.stderr
-    told: list[Any] = json.loads(done.stdout)
-    return told
+    each: list[Any] = json.loads(done.stdout)
+    return each
 
 
 def test_trainings_take_the_gpus_of_every_node_and_no_node_without(found: list[Any]) -> None:
@@ -66,6 +75,17 @@ def test_a_gpu_type_that_is_asked_for_is_what_trials_get(found: list[Any]) -> No
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
+def test_an_engine_is_placed_where_the_gpu_type_is_that_is_asked_for(found: list[Any]) -> None:
+    assert found[3] == {"L4": ["accelerator_type:L4"], "H100": ["accelerator_type:H100"]}
+
+
+def test_what_one_replica_answered_with_an_adapter_another_does_too(found: list[Any]) -> None:
+    before, after = found[4]["before"], found[4]["after"]
+    for answers in (before, after):
+        assert {key: one["says"] for key, one in answers.items()} == {"a": "a", "b": "b"}
+    assert before["a"]["pid"] not in {one["pid"] for one in after.values()}
+
+
 def test_curation_spreads_over_nodes(found: list[Any]) -> None:
     assert sorted(one["item"] for one in found[2]) == list(range(12))
     assert len({one["node"] for one in found[2]}) >= 2
@@ -86,6 +106,7 @@ def test_what_a_lost_node_was_training_is_trained_by_another(
     with three.running(SLEEPERS, three.address, str(tmp_path), json.dumps(plan)) as driver:
         wait_until(at_work)
         interrupted = at_work()
+        at = time.time()
         lost.lose()
         out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
@@ -93,9 +114,12 @@ def test_what_a_lost_node_was_training_is_trained_by_another(
     assert [one for one in trials if "failed" in one] == []
     assert len(list(folder.glob("*/training.json"))) == 6
     assert interrupted
+    took = []
     for trial in interrupted:
         first, second = json.loads((trial / "tries.json").read_text())
         assert first["node"] != second["node"]
+        took.append(second["began"] - at)
+    told("A node is lost during a training", "its second beginning", *took)
 
 
 def experiment(folder: Path) -> Path:
@@ -121,9 +145,9 @@ def experiment(folder: Path) -> Path:
 def joined_with(cluster: Cluster, folder: Path, packages: dict[str, str]) -> Raylet:
     """A node where other versions of these packages are installed."""
     for name, version in packages.items():
-        told = folder / f"{name}-{version}.dist-info"
-        told.mkdir(parents=True)
-        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     path = f"{folder}:{cluster.environment['PYTHONPATH']}"
     return cluster.add(Node(1, environment={"PYTHONPATH": path}))
 

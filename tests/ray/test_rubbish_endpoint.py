@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from itertools import count
 
 import pytest
 import yaml
+from recovery import asked_again, told
 
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.testing import Answer, FakeEndpoint, Reply, text_reply, tool_reply
@@ -131,12 +133,16 @@ def test_rubbish_now_and_then_is_asked_again_and_changes_no_score(bench: Bench) 
     assert bench.found["now and then"]["metrics"] == bench.found["clean"]["metrics"]
     assert len(bench.fakes["clean"].requests) == EVAL_SIZE
     assert len(bench.fakes["now and then"].requests) > EVAL_SIZE
+    again = asked_again(bench.fakes["now and then"].requests)
+    told("An endpoint answers rubbish now and then", "the record's last request", *again)
 
 
 def test_a_record_answered_with_rubbish_alone_is_failed_not_wrong(bench: Bench) -> None:
     assert bench.found["for one"]["status"] == "succeeded"
     for metric in bench.found["for one"]["metrics"].values():
         assert (metric["n"], metric["unscored"], metric["failed"]) == (EVAL_SIZE, 0, 1)
+    again = asked_again(bench.fakes["for one"].requests)
+    told("An endpoint answers one record with rubbish every time", "its last request", *again)
 
 
 def test_an_answer_that_means_nothing_is_the_models_and_wrong(bench: Bench) -> None:
@@ -155,7 +161,10 @@ def test_nothing_but_rubbish_fails_the_trial_in_a_sentence_and_resuming_tries_it
 
     bench.broken.mended = True
     before = {name: len(fake.requests) for name, fake in bench.fakes.items()}
+    began = time.monotonic()
     found = results([*bench.command, "--resume"])
+    seconds = time.monotonic() - began
+    told("An endpoint answers nothing but rubbish", "the end of the resumed run", seconds)
     assert found["broken"]["metrics"] == found["clean"]["metrics"]
     again = {name: len(fake.requests) - before[name] for name, fake in bench.fakes.items()}
     assert again == {**dict.fromkeys(bench.fakes, 0), "broken": EVAL_SIZE}

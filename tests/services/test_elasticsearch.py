@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from elasticsearch.helpers import scan as scroll
+from recovery import told
 
 from flywheel.config import Experiment, validate
 from flywheel.curation import curate
@@ -89,6 +90,7 @@ class Asked:
 
     def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         self.method, self.path, self.headers, self.body = method, path, headers, body
+        self.at = time.monotonic()
 
     def about(self, part: str) -> bool:
         return part in self.path.partition("?")[0]
@@ -623,16 +625,24 @@ def test_a_scan_disturbed_in_its_middle_gives_the_dataset_of_an_undisturbed_one(
     else:
         proxy.fault = gone_for(2, proxy, back)
     disturbed = curate(_experiment(place), Storage(str(tmp_path / "two")), readers=2)
-    searches = len(proxy.asked_for("_search")) - before
+    searches = proxy.asked_for("_search")[before:]
     assert disturbed.fingerprint == undisturbed.fingerprint
     assert disturbed.to_json()["rejected"] == undisturbed.to_json()["rejected"]
     if fault == "refused":
         (again,) = back
-        assert again.asked_for("_search")
+        there = again.asked_for("_search")
+        fault = "Elasticsearch breaks off and refuses connections for 2 s in the middle of a scan"
+        told(fault, "the next page", there[0].at - searches[2].at)
         again.shutdown()
         again.server_close()
     else:
-        assert searches > before
+        asked: dict[bytes, list[float]] = {}
+        for search in searches:
+            asked.setdefault(search.body, []).append(search.at)
+        pauses = [times[-1] - times[0] for times in asked.values() if len(times) > 1]
+        assert pauses
+        fault = "Elasticsearch answers 429 in the middle of a scan"
+        told(fault, "the page's last request", *pauses)
 
 
 def _experiment(logs: str) -> Experiment:

@@ -18,6 +18,7 @@ from threading import Event, Lock
 
 import pytest
 from mlflow_server import Server
+from recovery import asked_again, told
 from remote_bench import (
     EVAL_SIZE,
     Bench,
@@ -119,8 +120,11 @@ def test_an_outage_of_mlflow_fails_no_run_and_loses_nothing(
     assert "Traceback" not in away.stderr
 
     mlflow.start()
+    took = []
     for _ in range(3):
+        began = time.monotonic()
         done = sync(mine)
+        took.append(time.monotonic() - began)
         assert done.returncode == 0, done.stderr
         client = MlflowClient(tracking_uri=mlflow.url)
         home = client.get_experiment_by_name("flywheel").experiment_id
@@ -139,6 +143,7 @@ def test_an_outage_of_mlflow_fails_no_run_and_loses_nothing(
         assert children[key].data.metrics[RIGHT] == pytest.approx(result.metrics[RIGHT].value)
         names = {f.path for f in client.list_artifacts(children[key].info.run_id)}
         assert names == {"completions.json", "result.json"}
+    told("MLflow's server is killed during a run", "the end of `flywheel sync`", took[0])
 
 
 def verdicts(mine: Bench) -> dict[str, tuple[float | None, str]]:
@@ -180,6 +185,7 @@ def test_a_judge_that_fails_leaves_verdicts_unscored_and_the_run_ends(
         rated = judged_by(rater, client=client, timeout_s=1, calibration_pairs=5, concurrency=1)
         mine = bench(tmp_path, logs, [keyless(fake)], judge=rated)
         done = mine.ended(address, "--json")
+        ended = time.monotonic()
     assert done.returncode == 0, done.stderr
     (result,) = results(mine.run).values()
     similarity = result.metrics["similarity"]
@@ -191,6 +197,8 @@ def test_a_judge_that_fails_leaves_verdicts_unscored_and_the_run_ends(
     reasons = " ".join(reason for _, reason in found.values())
     for part in ("unparsable verdict", "HTTP 500", "HTTP 429", "JSON", "time"):
         assert part in reasons
+    fault = "The judge answers 500, 429, rubbish or no verdict, or hangs, from first to last"
+    told(fault, "the end of the run", ended - rater.requests[0].at)
 
 
 def test_a_judge_that_was_down_is_asked_again_by_a_fresh_run(
@@ -209,11 +217,16 @@ def test_a_judge_that_was_down_is_asked_again_by_a_fresh_run(
         assert done.returncode == 0, done.stderr
         assert {value for value, _ in verdicts(mine).values()} == {None}
         down.clear()
+        began = time.monotonic()
         done = mine.ended(address, "--fresh")
+        seconds = time.monotonic() - began
         assert done.returncode == 0, done.stderr
     (result,) = results(mine.runs[-1]).values()
     (expected,) = results(calm.run).values()
     assert result.metrics["similarity"] == expected.metrics["similarity"]
+    told(
+        "The judge's endpoint is down when it is due", "the end of the run with `--fresh`", seconds
+    )
     assert len(fake.requests) == EVAL_SIZE
 
 
@@ -244,6 +257,8 @@ def test_a_judge_that_comes_back_gives_the_verdicts_of_an_undisturbed_run(
     assert done.returncode == 0, done.stderr
     assert None not in {value for value, _ in verdicts(mine).values()}
     assert verdicts(mine) == verdicts(calm)
+    fault = "The judge fails each request once: 500, 429, rubbish, lost connections"
+    told(fault, "the request's second try", *asked_again(rater.requests))
 
 
 @contextmanager
@@ -290,11 +305,16 @@ def test_a_storage_that_is_read_only_for_seconds_is_waited_for(
         mine = bench(tmp_path, logs, [keyless(fake, concurrency=PLACES)])
         process = mine.start(address)
         wait_for(lambda: len(fake.requests) > PLACES)
+        began = time.monotonic()
         with read_only(Path(mine.storage.url)):
             time.sleep(3)
+        back = time.monotonic()
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     same(mine, calm)
+    goes_on = min(request.at for request in fake.requests if request.at > back)
+    fault = "The storage is read-only for 3 s while a trial answers"
+    told(fault, "the next request", goes_on - began)
     assert asked_twice(fake) <= PLACES
 
 
@@ -311,7 +331,9 @@ def test_a_run_whose_storage_stays_read_only_ends_and_is_resumed(
         assert process.returncode == 1, err
         assert "Read-only file system" in err
         assert "--resume goes on" in " ".join(err.split())
+        began = time.monotonic()
         done = mine.ended(address, "--resume")
         assert done.returncode == 0, done.stderr
+        told("The storage stays read-only", "the end of the resumed run", time.monotonic() - began)
     same(mine, calm)
     assert asked_twice(fake) <= PLACES

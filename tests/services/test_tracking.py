@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from mlflow_server import Server
+from recovery import told
 from sample_run import FINGERPRINT, MANIFEST, a_sample_run, an_experiment
 
 from flywheel.errors import ConfigError
@@ -132,8 +133,10 @@ def test_what_was_cut_off_is_sent_again_and_is_there_once(tmp_path):
     for run in (parent, trained):  # as an outage leaves them
         client.update_run(run.info.run_id, status="RUNNING")
     time.sleep(0.01)  # another millisecond would be another point
-    again = Tracker(an_experiment(), "demo-1", storage)
+    again, began = Tracker(an_experiment(), "demo-1", storage), time.monotonic()
     record_run(again)
+    seconds = time.monotonic() - began
+    told("MLflow is lost in the middle of recording a trial", "all being recorded", seconds)
     assert tracker.warnings == again.warnings == []
     client, (parent,), children = runs_at(tracker.uri)
     assert len(children) == len(SAMPLE.results)
@@ -153,7 +156,10 @@ def test_a_parent_cut_off_at_its_beginning_is_completed(tmp_path):
     client = MlflowClient(tracking_uri=tracker.uri)
     home = client.create_experiment("flywheel", artifact_location=(tmp_path / "a").as_uri())
     client.create_run(home, tags={RUN_TAG: "demo-1"}, run_name="demo-1")
+    began = time.monotonic()
     record_run(tracker)
+    seconds = time.monotonic() - began
+    told("MLflow is lost right after it made the parent", "all being recorded", seconds)
     assert tracker.warnings == []
     client, (parent,), _ = runs_at(tracker.uri)
     assert parent.data.params["dataset"] == FINGERPRINT
