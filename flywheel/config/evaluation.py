@@ -105,8 +105,9 @@ class ParityConfig(Section):
     """Nats that log-probabilities of answer tokens may differ by, on average. The default is some
     five times what rounding to 16 bits alone makes of SmolLM2-135M with an adapter (0.009); another
     adapter than the trained one is off by about the ``effect`` that ``parity.json`` tells."""
-    largest_difference: Positive = 0.5
-    """Nats that any one of them may differ by. Rounding alone moved one of 235 by 0.34."""
+    largest_difference: Positive = 1.0
+    """Nats that any one of them may differ by: three times what rounding alone did to one of 235
+    tokens (0.34)."""
 
 
 class RankingConfig(Section):
