@@ -137,7 +137,7 @@ def test_judges_leave_scores_verdicts_and_a_calibration(bench: Bench) -> None:
     calibration = bench.run.read_json("calibration.json")
     assert calibration["metric"] == "similarity"
     assert calibration["by_metric"]["similarity"]["auc"] == calibration["auc"]
-    assert calibration["injection"]["asked"] == 14
+    assert calibration["injection"]["asked"] == 52
     scores = read_scores(bench.trial)
     assert {s.metric for s in scores} == {"similarity", "similarity_plain"}
     assert {s.judge for s in scores} == {calibration["identity"]}

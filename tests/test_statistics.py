@@ -184,11 +184,11 @@ def test_the_documented_widths_are_those_of_the_formula():
     assert [int(pairs) for pairs, *_ in rows] == [10, 24, 40, 100]
     for pairs, verdicts, widths in rows:
         n = int(pairs)
-        assert int(verdicts) == 2 * n + 3 * math.ceil(n / 4) + 14
+        assert int(verdicts) == 2 * n + 3 * math.ceil(n / 4) + 52
         shown = [auc_interval(auc, n, n) for auc in (0.7, 0.8, 0.9, 1.0)]
         assert widths == " | ".join(f"{low:.2f} to {high:.2f}" for low, high in shown)
     few, all_ = (f"{wilson(0.0, n)[1]:.2f}" for n in (14, 52))
-    assert f"the share may still be {few} (Wilson's interval); of 52, {all_}." in page
+    assert f"the share may still be {all_} (Wilson's interval); of 14, {few}." in page
 
 
 def test_roc_auc():
