@@ -14,11 +14,17 @@ from flywheel import models
 from flywheel.config import ParityConfig
 from flywheel.errors import ParityError
 from flywheel.methods import icl
+from flywheel.methods.reference import Base
 from flywheel.parity import Generation, Parity, compare
 from flywheel.rendering import Renderer
 from flywheel.serving import Endpoint, probe
 from flywheel.storage import Storage
 from flywheel.types import Record, Trial
+
+
+def outside(trial: Trial, threads: int) -> Base:
+    """The trial's base model outside vLLM, in the engine's number type."""
+    return Base(models.fetch(trial.model), trial.settings["engine"].get("dtype"), threads)
 
 
 def remember(
@@ -27,26 +33,23 @@ def remember(
     records: Sequence[Record],
     adapter: Path | None,
     limits: ParityConfig,
-    threads: int,
+    base: Base,
 ) -> None:
     """Write down what the model says outside vLLM.
 
-    Raises:
-        TrainingError: See `flywheel.methods.reference.generate`.
-    """
-    from flywheel.methods import reference
+    Args:
+        trial: What is tried.
+        folder: Where it goes.
+        records: Where to take prompts from.
+        adapter: The trial's; ``None`` for the base itself.
+        limits: How many records to answer, and how far.
+        base: As `outside` gives it for the trial.
 
-    engine = trial.settings["engine"]
-    weights = models.fetch(trial.model)
-    said = reference.generate(
-        weights,
-        adapter,
-        records,
-        limits,
-        context=icl.of_weights(weights, engine, None).context,
-        dtype=engine.get("dtype"),
-        threads=threads,
-    )
+    Raises:
+        TrainingError: See `flywheel.methods.reference.Base.generate`.
+    """
+    context = icl.of_weights(base.folder, trial.settings["engine"], None).context
+    said = base.generate(adapter, records, limits, context)
     folder.write_json("reference.json", [one.to_json() for one in said])
 
 

@@ -68,6 +68,11 @@ class Parity:
     first_difference: str = ""
     """What failed, in one sentence."""
 
+    @classmethod
+    def broken(cls, why: str) -> Parity:
+        """Of a model that one side could not ask."""
+        return cls(False, 0, 0, 0, 0, None, None, None, why)
+
     def to_json(self) -> Json:
         """The content of ``parity.json``."""
         return asdict(self)

@@ -1,8 +1,9 @@
 """Parity on request: candidates of an experiment, or base models and adapters of a run.
 
 Every model is asked twice with the same records: by transformers and PEFT, then in its engine. An
-experiment's candidates are asked as they are; a run's also with every adapter it trained. Remote
-endpoints are left out: their weights are not here.
+experiment's candidates are asked as they are; a run's also with every adapter it trained, one after
+another in one process that loads the model once, then in one engine. An adapter that one side
+cannot load fails alone. Remote endpoints are left out: their weights are not here.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from tempfile import TemporaryDirectory
 from flywheel import config, curation, gate, models, nodes, trials
 from flywheel.cluster import Cluster, connect
 from flywheel.config import CandidateConfig, Experiment, LoraConfig, ParityConfig
-from flywheel.errors import RequestError, TrainingError, boundary
+from flywheel.errors import FlywheelError, RequestError, TrainingError, boundary
+from flywheel.methods.reference import Base
 from flywheel.parity import Parity
 from flywheel.progress import Display, Silent
-from flywheel.serving import engine, options
+from flywheel.serving import Endpoint, engine, options
 from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
 from flywheel.trials import Desk
@@ -125,50 +127,124 @@ def _check_all(
     shown: Display,
 ) -> dict[str, Parity]:
     limits = experiment.parity
-    for done, subject in enumerate(subjects):
-        shown.update("answering outside the engine", done, len(subjects))
-        _remember(subject, desk, limits, cluster)
-    shown.update("answering outside the engine", len(subjects), len(subjects))
+    groups = _by_candidate(subjects)
+    broken = outside_the_engine(groups, desk, limits, cluster, shown)
     found: dict[str, Parity] = {}
     with ExitStack() as cleanup:
         if not cluster.ours:
             cleanup.callback(engine.stop_if_idle)
-        for spec, served in _by_engine(subjects, desk, cluster):
+        for group in groups:
+            spec = _engine(group, desk, cluster)
             shown.update(f"starting the engine of {spec.config.model}", 0, 0)
             with engine.serve(spec, local=cluster.ours) as running:
-                for subject in served:
-                    endpoint = running.endpoint(subject.trial.key if subject.adapted else "")
-                    records = desk.unseen(subject.trial)
-                    trial, folder = subject.trial, subject.folder
-                    found[trial.label] = gate.check(trial, folder, records, endpoint, limits)
+                for subject in group:
+                    key = subject.trial.key
+                    endpoint = running.endpoint(key if subject.adapted else "")
+                    found[subject.trial.label] = (
+                        _fail(subject, broken[key])
+                        if key in broken
+                        else compared(subject, desk, endpoint, limits)
+                    )
     return found
 
 
-def _by_engine(
-    subjects: Sequence[Subject], desk: Desk, cluster: Cluster
-) -> Iterator[tuple[EngineSpec, list[Subject]]]:
+def _by_candidate(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """A candidate as it is first, then its adapters."""
     groups: dict[str, list[Subject]] = {}
-    for subject in subjects:
+    for subject in sorted(subjects, key=lambda subject: subject.adapted):
         groups.setdefault(subject.candidate.title, []).append(subject)
-    for group in groups.values():
-        model = group[0].candidate
-        ranks = [s.trial.parameters["rank"] for s in group if s.adapted]
-        adapters = desk.trials.url if ranks else ""
-        needs = cluster.engine_needs(model)
-        yield EngineSpec.of(model, needs, "parity", adapters, max(ranks, default=0)), group
+    return list(groups.values())
 
 
-def _remember(subject: Subject, desk: Desk, limits: ParityConfig, cluster: Cluster) -> None:
+def _engine(group: Sequence[Subject], desk: Desk, cluster: Cluster) -> EngineSpec:
+    model = group[0].candidate
+    ranks = [s.trial.parameters["rank"] for s in group if s.adapted]
+    adapters = desk.trials.url if ranks else ""
+    needs = cluster.engine_needs(model)
+    return EngineSpec.of(model, needs, "parity", adapters, max(ranks, default=0))
+
+
+def compared(subject: Subject, desk: Desk, endpoint: Endpoint, limits: ParityConfig) -> Parity:
+    """Ask the served model what was asked outside the engine, and compare.
+
+    Raises:
+        EngineError: The endpoint does not answer for the base model; of an adapter, that is what is
+            found.
+    """
+    trial = subject.trial
+    try:
+        return gate.check(trial, subject.folder, desk.unseen(trial), endpoint, limits)
+    except FlywheelError as error:
+        if not subject.adapted:
+            raise
+        return _fail(subject, str(error))
+
+
+def _fail(subject: Subject, why: str) -> Parity:
+    found = Parity.broken(why)
+    subject.folder.write_json("parity.json", found.to_json())
+    return found
+
+
+def outside_the_engine(
+    groups: Sequence[Sequence[Subject]],
+    desk: Desk,
+    limits: ParityConfig,
+    cluster: Cluster,
+    shown: Display,
+) -> dict[str, str]:
+    """Let every subject answer outside the engine, those of one base model in one task.
+
+    Args:
+        groups: Subjects of one base model each, the model as it is first.
+        desk: Where the run's trials worked.
+        limits: How many records to answer, and how far.
+        cluster: Where tasks run, each with what a LoRA trainer holds.
+        shown: Told how many have answered.
+
+    Returns:
+        Why an adapter could not be asked, by its trial's key.
+
+    Raises:
+        TrainingError: A base model could not be loaded, or no record fits it.
+    """
     import ray
 
-    needs = cluster.trainer_needs(LoraConfig())
-    task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_calls=1)(_outside_the_engine)
-    with boundary(TrainingError, f"answering with {subject.trial.label}"):
-        ray.get(task.remote(subject, desk, limits, math.ceil(needs.cpus)))
+    needs, broken = cluster.trainer_needs(LoraConfig()), dict[str, str]()
+    task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_calls=1)(_answers)
+    done, total = 0, sum(map(len, groups))
+    for group in groups:
+        with boundary(TrainingError, f"answering with {group[0].candidate.model}"):
+            reports = task.options(num_returns="streaming").remote(
+                group, desk, limits, math.ceil(needs.cpus)
+            )
+            for subject, report in zip(group, reports, strict=True):
+                shown.update("answering outside the engine", done, total)
+                why = ray.get(report)
+                broken |= {subject.trial.key: why} if why else {}
+                done += 1
+    shown.update("answering outside the engine", total, total)
+    return broken
 
 
-def _outside_the_engine(subject: Subject, desk: Desk, limits: ParityConfig, threads: int) -> None:
+def _answers(
+    group: Sequence[Subject], desk: Desk, limits: ParityConfig, threads: int
+) -> Iterator[str]:
+    """Body of the task: of each subject what broke, or nothing."""
+    base = gate.outside(group[0].trial, threads)
+    for subject in group:
+        try:
+            _answer(subject, desk, limits, base)
+        except FlywheelError as error:
+            if not subject.adapted:
+                raise
+            yield str(error)
+        else:
+            yield ""
+
+
+def _answer(subject: Subject, desk: Desk, limits: ParityConfig, base: Base) -> None:
     records = desk.unseen(subject.trial)
     with TemporaryDirectory(prefix="flywheel-") as temporary:
         adapter = subject.folder.download("adapter", Path(temporary)) if subject.adapted else None
-        gate.remember(subject.trial, subject.folder, records, adapter, limits, threads)
+        gate.remember(subject.trial, subject.folder, records, adapter, limits, base)

@@ -129,7 +129,8 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
         folder.upload(Path(temporary), trainer.FOLDER)
         if trial.method == "lora":
             unseen = desk.unseen(trial)
-            gate.remember(trial, folder, unseen, Path(temporary), _limits(trial), threads)
+            outside = gate.outside(trial, threads)
+            gate.remember(trial, folder, unseen, Path(temporary), _limits(trial), outside)
     if stopped(folder) is not None:  # before this trainer heard of it
         folder.remove(checkpoints.NAME)
         raise TrialStoppedError("others of this search do better")

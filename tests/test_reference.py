@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from flywheel.config import ParityConfig
 from flywheel.errors import EngineError, TrainingError
-from flywheel.methods import reference
+from flywheel.methods.reference import Base
 from flywheel.parity import LIKELIEST, Generation
 from flywheel.rendering import Renderer
 from flywheel.serving import probe
@@ -31,9 +33,7 @@ def generate(
     context: float = 4096,
     adapter: Path | None = None,
 ) -> list[Generation]:
-    return reference.generate(
-        model, adapter, records, limits, context=context, dtype="float", threads=1
-    )
+    return Base(model, "float", threads=1).generate(adapter, records, limits, context)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,29 @@ def test_how_far_an_adapter_moves_its_answers_is_told(model: Path, adapter: Path
         expected = [abs(place[token] - float(values[token])) for token, place, values in places]
         assert got.moved == pytest.approx(expected, abs=1e-3)
         assert max(got.moved) > 1e-3
+
+
+def test_one_model_is_asked_with_one_adapter_after_another(model: Path, adapter: Path) -> None:
+    base = Base(model, "float", threads=1)
+    loaded = [base.generate(one, RECORDS, LIMITS, 4096) for one in (adapter, None, adapter)]
+    assert loaded[0] == loaded[2] == generate(model, RECORDS, adapter=adapter)
+    assert loaded[1] == generate(model, RECORDS)
+    assert loaded[0] != loaded[1]
+
+
+def test_an_adapter_that_breaks_leaves_the_next_one_as_it_was(
+    model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """It breaks when the model has taken its layers in: weights of another shape."""
+    broken = shutil.copytree(adapter, tmp_path / "broken")
+    told = json.loads((broken / "adapter_config.json").read_text())
+    (broken / "adapter_config.json").write_text(json.dumps({**told, "r": 8}))
+    base = Base(model, "float", threads=1)
+    with pytest.raises(TrainingError, match=r"while answering with .*broken"):
+        base.generate(broken, RECORDS, LIMITS, 4096)
+    assert base.generate(adapter, RECORDS, LIMITS, 4096) == generate(
+        model, RECORDS, adapter=adapter
+    )
 
 
 def test_records_that_do_not_fit_the_engine_make_room_for_others(model: Path) -> None:

@@ -7,7 +7,8 @@ for the engine (`flywheel.parity`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,73 @@ _TYPES = {"half": "float16", "float": "float32"}
 """vLLM's short names."""
 
 
-def generate(
-    model_folder: Path,
-    adapter_folder: Path | None,
-    records: Sequence[Record],
-    limits: ParityConfig,
-    *,
-    context: float,
-    dtype: str | None,
-    threads: int,
-) -> list[Generation]:
-    """Let the model answer the first records that fit.
+class Base:
+    """A base model outside the engine, asked as it is and with one adapter after another.
 
-    Args:
-        model_folder: The base model.
-        adapter_folder: A PEFT adapter of it; ``None`` for the base itself.
-        records: Where to take prompts from.
-        limits: How many to answer, and how far.
-        context: Tokens that prompt and answer may have together in the engine.
-        dtype: The engine's, if the experiment file names one.
-        threads: CPU threads to compute with.
-
-    Raises:
-        TrainingError: No record fits, or the model cannot be loaded.
+    It is loaded when it is first asked, and again after an adapter that broke: what that left of it
+    is not known.
     """
-    renderer = Renderer.load(model_folder)
+
+    def __init__(self, folder: Path, dtype: str | None, threads: int) -> None:
+        """Take what all adapters share.
+
+        Args:
+            folder: The base model.
+            dtype: The engine's, if the experiment file names one.
+            threads: CPU threads to compute with.
+        """
+        self.folder, self.dtype, self.threads = folder, dtype, threads
+        self._model: Any = None
+
+    def generate(
+        self,
+        adapter_folder: Path | None,
+        records: Sequence[Record],
+        limits: ParityConfig,
+        context: float,
+    ) -> list[Generation]:
+        """Let the model answer the first records that fit.
+
+        Args:
+            adapter_folder: A PEFT adapter of it; ``None`` for the base itself.
+            records: Where to take prompts from.
+            limits: How many to answer, and how far.
+            context: Tokens that prompt and answer may have together in the engine.
+
+        Raises:
+            TrainingError: No record fits, or model or adapter cannot be loaded.
+        """
+        renderer = Renderer.load(self.folder)
+        asked = _that_fit(renderer, records, limits, context)
+        with (
+            boundary(TrainingError, f"answering with {adapter_folder or self.folder}"),
+            self._adapted(adapter_folder) as model,
+        ):
+            prompts, adapted = list(asked.values()), adapter_folder is not None
+            said = _greedy(model, renderer.tokenizer, prompts, limits.tokens, adapted)
+        return [
+            Generation(name, prompt, *one)
+            for (name, prompt), one in zip(asked.items(), said, strict=True)
+        ]
+
+    @contextmanager
+    def _adapted(self, adapter_folder: Path | None) -> Iterator[Any]:
+        from peft import PeftModel
+
+        base, self._model = self._model or _load(self.folder, self.dtype, self.threads), None
+        if adapter_folder is None:
+            yield base
+        else:
+            model: Any = PeftModel.from_pretrained(base, str(adapter_folder))
+            yield model.to(base.device).eval()
+            base = model.unload()
+        self._model = base
+
+
+def _that_fit(
+    renderer: Renderer, records: Sequence[Record], limits: ParityConfig, context: float
+) -> dict[str, list[int]]:
+    """Token ids of prompts by record."""
     asked: dict[str, list[int]] = {}
     for record in records:
         prompt = renderer.prompt_ids(record.messages, record.tools)
@@ -56,33 +99,22 @@ def generate(
             f"parity: none of {len(records)} records has room for {limits.tokens} answer tokens in "
             f"a context of {context:g}; lower parity.tokens or raise engine.max_model_len"
         )
-    with boundary(TrainingError, f"answering with {adapter_folder or model_folder}"):
-        model = _load(model_folder, adapter_folder, dtype, threads)
-        said = _greedy(
-            model, renderer.tokenizer, list(asked.values()), limits.tokens, bool(adapter_folder)
-        )
-        return [
-            Generation(name, prompt, *one)
-            for (name, prompt), one in zip(asked.items(), said, strict=True)
-        ]
+    return asked
 
 
-def _load(model_folder: Path, adapter_folder: Path | None, dtype: str | None, threads: int) -> Any:
+def _load(folder: Path, dtype: str | None, threads: int) -> Any:
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
     cuda = torch.cuda.is_available()
     dtype = dtype or ("auto" if cuda else "bfloat16")
     model: Any = AutoModelForCausalLM.from_pretrained(
-        str(model_folder),
+        str(folder),
         dtype=_TYPES.get(dtype, dtype),
         trust_remote_code=False,
         use_safetensors=True,
     )
-    if adapter_folder:
-        model = PeftModel.from_pretrained(model, str(adapter_folder))
     return model.to("cuda" if cuda else "cpu").eval()
 
 

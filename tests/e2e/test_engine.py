@@ -22,7 +22,8 @@ from flywheel.inference import Ask
 from flywheel.inference.load import send
 from flywheel.judging import Judge, Pair
 from flywheel.latency import Timing
-from flywheel.methods import base, icl, lora, reference
+from flywheel.methods import base, icl, lora
+from flywheel.methods.reference import Base
 from flywheel.parity import Generation, Parity, compare
 from flywheel.rendering import Renderer
 from flywheel.serving import Endpoint, engine, options, probe, tool_parsers
@@ -224,7 +225,7 @@ def outside(model: Path, trials: Storage, adapter: str, dtype: str | None = None
     """What an adapter, or the base, says without vLLM."""
     folder = Path(trials.url) / adapter / "adapter" if adapter else None
     records = [CALL, TEXT]
-    return reference.generate(model, folder, records, LIMITS, context=2048, dtype=dtype, threads=1)
+    return Base(model, dtype, threads=1).generate(folder, records, LIMITS, 2048)
 
 
 def parity(model: Path, trained: list[Generation], endpoint: Endpoint) -> Parity:

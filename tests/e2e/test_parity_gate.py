@@ -68,9 +68,14 @@ def test_parity_can_be_asked_for_candidates_and_for_the_adapters_of_a_run(sweep:
     assert sorted(found) == ["one base", "second base"]
     assert all(one["passed"] for one in found.values())
 
+    victim, *_ = sweep.adapted()
+    weights = sweep.run.at("trials", victim["key"])
+    weights.write_bytes("adapter/adapter_model.safetensors", b"no weights")
     done = flywheel("parity", sweep.run_id, "--storage", sweep.storage.url)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("passed") == 10
+    assert done.returncode == 1, done.stderr
+    assert (done.stdout.count("passed"), done.stdout.count("failed")) == (9, 1)
+    assert "while answering with" in done.stderr
+    assert weights.read_json("parity.json")["passed"] is False
 
 
 def test_a_typo_in_the_engines_options_ends_before_any_work(sweep: Sweep) -> None:
