@@ -92,26 +92,44 @@ def compare(
         limits: How far log-probabilities may differ.
         decode: Gives token ids' text, for the sentence about the first difference.
     """
-    differences: list[float] = []
-    first = ""
+    places: list[_Place] = []
     same = 0
     for ours, theirs in zip(trained, served, strict=True):
-        where = f"record {ours.record_id}: "
         if ours.prompt != theirs.prompt:
-            said = where + _prompts(ours.prompt, theirs.prompt, decode)
+            said = f"record {ours.record_id}: {_prompts(ours.prompt, theirs.prompt, decode)}"
             return _verdict(trained, same, [], said)
         same += ours.answer == theirs.answer
-        for place, difference in enumerate(_differences(ours, theirs)):
-            differences.append(difference)
-            if difference > limits.largest_difference and not first:
-                first = where + _answers(ours, theirs, place, difference, limits, decode)
-    mean = sum(differences) / len(differences)
-    if mean > limits.mean_difference and not first:
-        first = (
-            f"log-probabilities differ by {mean:.3f} on average over {len(differences)} answer "
-            f"tokens; the limit is {limits.mean_difference:g}"
-        )
-    return _verdict(trained, same, differences, first)
+        found = enumerate(_differences(ours, theirs))
+        places += [_Place(ours, theirs, token, difference) for token, difference in found]
+    differences = [place.difference for place in places]
+    return _verdict(trained, same, differences, _beyond(places, limits, decode))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A token of two sides' answers to a record, and how far they are apart there."""
+
+    ours: Generation
+    theirs: Generation
+    token: int
+    difference: float
+
+
+def _beyond(
+    places: Sequence[_Place], limits: ParityConfig, decode: Callable[[list[int]], str]
+) -> str:
+    """Where answers first differ by too much or, if they do on average only, by most."""
+    for place in places:
+        if place.difference > limits.largest_difference:
+            return f"{_answers(place, decode)}; the limit is {limits.largest_difference:g}"
+    mean = sum(place.difference for place in places) / len(places)
+    if mean <= limits.mean_difference:
+        return ""
+    farthest = max(places, key=lambda place: place.difference)
+    return (
+        f"{_answers(farthest, decode)}; on average over {len(places)} answer tokens it is "
+        f"{mean:.3f}, where the limit is {limits.mean_difference:g}"
+    )
 
 
 def _differences(ours: Generation, theirs: Generation) -> Iterator[float]:
@@ -165,20 +183,13 @@ def _prompts(ours: Sequence[int], theirs: Sequence[int], decode: Callable[[list[
     )
 
 
-def _answers(
-    ours: Generation,
-    theirs: Generation,
-    place: int,
-    difference: float,
-    limits: ParityConfig,
-    decode: Callable[[list[int]], str],
-) -> str:
+def _answers(place: _Place, decode: Callable[[list[int]], str]) -> str:
     said = " and ".join(
-        f"{who} {_choice(side, place, decode)}"
-        for who, side in (("the trained model", ours), ("the served one", theirs))
+        f"{who} {_choice(side, place.token, decode)}"
+        for who, side in (("the trained model", place.ours), ("the served one", place.theirs))
     )
-    apart = "" if difference == float("inf") else f", {difference:.3f} apart"
-    return f"answer token {place + 1}: {said}{apart}; the limit is {limits.largest_difference:g}"
+    apart = "" if place.difference == float("inf") else f", {place.difference:.3f} apart"
+    return f"record {place.ours.record_id}: answer token {place.token + 1}: {said}{apart}"
 
 
 def _choice(side: Generation, place: int, decode: Callable[[list[int]], str]) -> str:

@@ -78,13 +78,15 @@ def test_one_log_probability_too_far_off_fails_and_is_shown() -> None:
     )
 
 
-def test_many_small_differences_fail_together() -> None:
+def test_many_small_differences_fail_together_and_the_largest_is_shown() -> None:
     ours = said("ask", "ab", place(a=LIKELY), place(b=LIKELY))
-    theirs = said("ask", "ab", place(a=LIKELY - 0.2), place(b=LIKELY - 0.2))
+    theirs = said("ask", "ab", place(a=LIKELY - 0.1), place(b=LIKELY - 0.3))
     found = check(ours, theirs)
     assert not found.passed
-    assert "differ by 0.200 on average over 2 answer tokens; the limit is 0.1" in (
-        found.first_difference
+    assert found.first_difference == (
+        "record r1: answer token 2: the trained model says 'b' (-0.100) and the served one "
+        "says 'b' (-0.400), 0.300 apart; on average over 2 answer tokens it is 0.200, "
+        "where the limit is 0.1"
     )
 
 
