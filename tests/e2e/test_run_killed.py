@@ -129,12 +129,11 @@ class Sweep:
     def changes(self) -> set[tuple[str, int]]:
         """What stands in the storage, and when each file was last written."""
         seen = set()
-        for path in (self.folder / "storage").rglob("*"):
-            if "/tune/" not in str(path) and not path.name.startswith("."):
-                try:
-                    seen.add((str(path), path.stat().st_mtime_ns))
-                except FileNotFoundError:
-                    continue
+        for folder, folders, files in os.walk(self.folder / "storage"):  # what has gone is left out
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if "/tune/" not in str(path) and not path.name.startswith("."):
+                    with suppress(FileNotFoundError):
+                        seen.add((str(path), path.stat().st_mtime_ns))
         return seen
 
     def alone(self) -> bool:
