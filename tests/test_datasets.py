@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel.config import DatasetConfig
-from flywheel.datasets import SPLITS, Division, Keys, Manifest, Splits, divide, minhash, rule
+from flywheel.datasets import SPLITS, Division, Keys, Manifest, Splits, divide, rule
 from flywheel.datasets.duplicates import Edges, deduplicate
 from flywheel.datasets.keys import NO_TOOL, normal_text, tool_of
 from flywheel.datasets.splits import apportion, classes, groups, leak_check, places
 from flywheel.errors import DataError
 from flywheel.types import Record
+from tests.shingles import grams, jaccard
 
 TOOLS = [{"type": "function", "function": {"name": "a"}}]
 NONE = np.empty((0, 2), np.int64)
@@ -44,12 +45,12 @@ def keys_of(*records: Record) -> Keys:
 def near(records: list[Record], threshold: float = 0.85) -> Edges:
     """Near-duplicates the slow way: every pair of different texts."""
     texts = [normal_text(r.messages[-1]["content"]) for r in records]
-    sets = [minhash.grams(text) for text in texts]
+    sets = [grams(text) for text in texts]
     found = [
         (i, j)
         for j in range(len(sets))
         for i in range(j)
-        if texts[i] != texts[j] and minhash.jaccard(sets[i], sets[j]) >= threshold
+        if texts[i] != texts[j] and jaccard(sets[i], sets[j]) >= threshold
     ]
     return np.array(found, np.int64).reshape(-1, 2)
 

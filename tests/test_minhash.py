@@ -14,11 +14,10 @@ from flywheel.datasets.minhash import (
     Banding,
     bands,
     buckets,
-    grams,
-    jaccard,
     joined,
     verified,
 )
+from tests.shingles import grams, jaccard
 
 TEXTS = st.lists(st.text("abcd ", max_size=30), min_size=1, max_size=12, unique=True)
 
@@ -120,3 +119,30 @@ def test_a_bucket_is_named_once_and_small_ones_as_pairs() -> None:
     pairs, large = buckets(same)
     assert pairs.tolist() == []
     assert [bucket.tolist() for bucket in large] == [list(range(40))]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text("ab\0c\ud800\U0010ffff", max_size=12), min_size=2, max_size=8, unique=True),
+    st.sampled_from([0.3, 0.6, 1.0]),
+)
+def test_a_pair_is_kept_by_its_sets_alone(texts: list[str], threshold: float) -> None:
+    pairs = np.array(list(combinations(range(len(texts)), 2)))
+    sets = [grams(text) for text in texts]
+    kept = verified(pairs, dict(enumerate(texts)), threshold)
+    assert kept.tolist() == [
+        [i, j] for i, j in pairs.tolist() if jaccard(sets[i], sets[j]) >= threshold
+    ]
+
+
+def test_texts_of_many_different_characters_are_told_apart() -> None:
+    rng = random.Random(2)
+    letters = [chr(0x3400 + i) for i in range(20_000)]  # five of them do not fit into 64 bits
+    texts = ["".join(rng.choices(letters, k=200)) for _ in range(400)]
+    texts += [text[:100] + text[100 + rng.randrange(3, 30) :] for text in texts]
+    pairs = np.array([(i, j) for i in range(0, 800, 3) for j in range(i + 1, 800, 7)])
+    pairs = np.concatenate([pairs, [(i, i + 400) for i in range(400)]])
+    sets = [grams(text) for text in texts]
+    wanted = [[i, j] for i, j in pairs.tolist() if jaccard(sets[i], sets[j]) >= 0.85]
+    assert 100 < len(wanted) < 400
+    assert verified(pairs, dict(enumerate(texts)), 0.85).tolist() == wanted

@@ -18,7 +18,7 @@ from flywheel.types import Json
 
 COMPARING = "comparing texts"
 
-_PAIRS_PER_TASK = 50_000
+_PAIRS_PER_TASK = 20_000
 _TEXTS_PER_TASK = 5_000
 
 

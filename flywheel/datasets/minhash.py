@@ -13,7 +13,7 @@ al., 2006, "A Primitive Operator for Similarity Joins" (prefix filter).
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,12 @@ RECALL = 0.99
 
 _ALL_PAIRS_UP_TO = 24
 """Members of a bucket that become candidates each with each; larger ones are filtered first."""
+
+_PAIRS_AT_ONCE = 5_000
+"""Pairs whose sets are looked at together; some kilobytes each."""
+_NO_CHARACTER = 0x110000
+"""Beyond the last code point of Unicode."""
+_MOST = 2**62
 
 U32 = npt.NDArray[np.uint32]
 Pairs = npt.NDArray[np.int64]
@@ -58,18 +64,6 @@ class Banding:
             if (banding := cls(bands, rows)).probability(threshold) >= RECALL
         )
         return next(fitting, cls(MAX_HASHES, 1))
-
-
-def grams(text: str) -> set[str]:
-    """A text's shingles; a text shorter than one is its own."""
-    return {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
-
-
-def jaccard(one: set[str], other: set[str]) -> float:
-    """Shared elements divided by all elements; 1 for two empty sets."""
-    shared = len(one & other)
-    together = len(one) + len(other) - shared
-    return shared / together if together else 1.0
 
 
 def bands(texts: Sequence[str], banding: Banding) -> U32:
@@ -117,15 +111,9 @@ def buckets(values: U32) -> tuple[Pairs, list[npt.NDArray[np.int64]]]:
 
 def verified(pairs: Pairs, texts: Mapping[int, str], threshold: float) -> Pairs:
     """Those of the candidate pairs whose texts reach the threshold."""
-    sets: dict[int, set[str]] = {}
-    kept = []
-    for one, other in pairs.tolist():
-        for i in (one, other):
-            if i not in sets:
-                sets[i] = grams(texts[i])
-        if jaccard(sets[one], sets[other]) >= threshold:
-            kept.append((one, other))
-    return np.array(kept, np.int64).reshape(-1, 2)
+    named, rows = np.unique(pairs, return_inverse=True)
+    sets = _shingle_sets([texts[i] for i in named.tolist()])
+    return pairs[_reaching(sets, rows.reshape(-1, 2), threshold)]
 
 
 def joined(bucket: npt.NDArray[np.int64], texts: Mapping[int, str], threshold: float) -> Pairs:
@@ -134,19 +122,72 @@ def joined(bucket: npt.NDArray[np.int64], texts: Mapping[int, str], threshold: f
     A template with a number in it fills a bucket with thousands. The prefix filter misses no pair:
     two sets can only reach the threshold if they share one of their rarest grams.
     """
-    sets = [grams(texts[i]) for i in bucket.tolist()]
-    counts = Counter(gram for own in sets for gram in own)
+    sets = _shingle_sets([texts[i] for i in bucket.tolist()])
+    _, grams, counts = np.unique(sets.indices, return_inverse=True, return_counts=True)
+    sizes = np.diff(sets.indptr).tolist()
     found: set[tuple[int, int]] = set()
-    holders: defaultdict[str, list[int]] = defaultdict(list)
-    for j, own in enumerate(sets):
-        rarest = sorted(own, key=lambda gram: (counts[gram], gram))
-        for gram in rarest[: len(own) - _least_shared(len(own), threshold) + 1]:
+    holders: defaultdict[int, list[int]] = defaultdict(list)
+    for j, own in enumerate(np.split(grams, sets.indptr[1:-1])):
+        rarest = own[np.lexsort((own, counts[own]))]
+        for gram in rarest[: sizes[j] - _least_shared(sizes[j], threshold) + 1].tolist():
             for i in holders[gram]:
-                if threshold * len(sets[i]) <= len(own) <= len(sets[i]) / threshold:
+                if threshold * sizes[i] <= sizes[j] <= sizes[i] / threshold:
                     found.add((i, j))
             holders[gram].append(j)
-    kept = [(i, j) for i, j in sorted(found) if jaccard(sets[i], sets[j]) >= threshold]
-    return bucket[np.array(kept, np.int64).reshape(-1, 2)]
+    pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
+    return bucket[pairs[_reaching(sets, pairs, threshold)]]
+
+
+def _reaching(sets: Any, pairs: Pairs, threshold: float) -> npt.NDArray[np.bool_]:
+    """Which pairs of rows have a Jaccard similarity of at least the threshold."""
+    sizes = np.diff(sets.indptr)
+    reached = [np.empty(0, bool)]
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        one, other = pairs[start : start + _PAIRS_AT_ONCE].T
+        shared = sets[one].multiply(sets[other]).sum(axis=1)
+        reached.append(shared / (sizes[one] + sizes[other] - shared) >= threshold)
+    return np.concatenate(reached)
+
+
+def _shingle_sets(texts: Sequence[str]) -> Any:
+    """A sparse matrix of ones: row i has a column for each different gram of text i.
+
+    A column stands for one gram and no other: no hash decides here.
+    """
+    from scipy.sparse import csr_array
+
+    codes, lengths = _codes(texts)
+    for i, text in enumerate(texts):
+        if len(text) < GRAM:  # what fills it up is no character of any text
+            end = int(lengths[: i + 1].sum())
+            codes[end - GRAM + len(text) : end] = _NO_CHARACTER
+    grams, columns = _numbered(codes)
+    starts = np.concatenate([[0], np.cumsum(lengths - GRAM + 1)])
+    inner = grams[_inside(lengths)]
+    sets = csr_array((np.ones(len(inner), np.int32), inner, starts), (len(texts), columns))
+    sets.sum_duplicates()
+    sets.data[:] = 1
+    return sets
+
+
+def _numbered(codes: U32) -> tuple[npt.NDArray[np.int64], int]:
+    """Every window of `GRAM` code points as a number, equal for equal windows alone; their bound.
+
+    The number's digits are the code points, counted as they occur; before it would outgrow 64 bits
+    the numbers so far are counted anew.
+    """
+    occurs = np.zeros(int(codes.max(initial=0)) + 1, np.int64)
+    occurs[codes] = 1
+    digits = (np.cumsum(occurs) - 1)[codes]
+    base = int(occurs.sum())
+    size = max(0, len(codes) - GRAM + 1)
+    value, bound = digits[:size], base
+    for i in range(1, GRAM):
+        if bound * base > _MOST:
+            known, value = np.unique(value, return_inverse=True)
+            bound = len(known)
+        value, bound = value * base + digits[i : i + size], bound * base
+    return value, bound
 
 
 def _least_shared(size: int, threshold: float) -> int:
@@ -156,23 +197,31 @@ def _least_shared(size: int, threshold: float) -> int:
 
 def _gram_hashes(texts: Sequence[str]) -> tuple[U32, npt.NDArray[np.int64]]:
     """Hashes of all texts' grams in one array, and where each text's begin."""
+    codes, lengths = _codes(texts)
+    counts = lengths - GRAM + 1
+    return _rolled(codes)[_inside(lengths)], np.cumsum(counts) - counts
+
+
+def _codes(texts: Sequence[str]) -> tuple[U32, npt.NDArray[np.int64]]:
+    """The code points of all texts in one array, and how many are each one's."""
     # A text shorter than a gram is filled up, so that every text has one.
     whole = "".join(text.ljust(GRAM, "\0") for text in texts)
-    codes = np.frombuffer(whole.encode("utf-32-le", "surrogatepass"), np.uint32)
-    lengths = np.fromiter((max(GRAM, len(text)) for text in texts), np.int64, len(texts))
+    codes = np.frombuffer(bytearray(whole.encode("utf-32-le", "surrogatepass")), np.uint32)
+    return codes, np.fromiter((max(GRAM, len(text)) for text in texts), np.int64, len(texts))
+
+
+def _inside(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which windows lie within a text; those that reach over its end belong to none."""
     ends = np.cumsum(lengths)
-    hashes = _rolled(codes)
-    # Windows that reach over a text's end belong to no text.
-    inner = np.ones(len(codes), bool)
+    inside = np.ones(int(lengths.sum()), bool)
     for back in range(1, GRAM):
-        inner[ends - back] = False
-    counts = lengths - GRAM + 1
-    return hashes[inner[: len(hashes)]], np.cumsum(counts) - counts
+        inside[ends - back] = False
+    return inside[: max(0, len(inside) - GRAM + 1)]
 
 
 def _rolled(codes: U32) -> U32:
     """A well mixed hash of every window of `GRAM` code points."""
-    size = len(codes) - GRAM + 1
+    size = max(0, len(codes) - GRAM + 1)
     value = np.zeros(size, np.uint32)
     for i in range(GRAM):
         value = (value ^ codes[i : i + size]) * np.uint32(0x01000193)
