@@ -128,6 +128,11 @@ class Message(msgspec.Struct):
     clean: bool
     """Whether there certainly is nothing to mask; known of those that repeat."""
 
+    @classmethod
+    def of(cls, value: Json) -> Message:
+        """A message of which nothing is known."""
+        return cls(value, json_bytes(value), Said.of(value), clean=False)
+
 
 class Plain(msgspec.Struct):
     """A record taken apart: what a row needs, without building a `Record`."""
@@ -156,6 +161,18 @@ class Plain(msgspec.Struct):
         """The same as it is stored."""
         texts = b",".join([message.text for message in self.messages])
         return b"%b%b%b" % (self.settings.before, texts, self.settings.after)
+
+    def rest(self) -> bytes:
+        """JSON text of what is neither message nor response."""
+        return b"\n".join([self.settings.before, self.settings.after, self.tools.text or b""])
+
+    def saying(self, messages: list[Json], response: Json) -> Plain:
+        """The same with other messages and another response; what is the same object stays."""
+        told = [
+            old if new is old.value else Message.of(new)
+            for new, old in zip(messages, self.messages, strict=True)
+        ]
+        return msgspec.structs.replace(self, messages=told, response=response)
 
     def record(self) -> Record:
         """The `Record` that `parse_line` gives for the same line."""
@@ -288,12 +305,12 @@ class FastLane:
         else:
             _need(role == "tool" and value.keys() == _TOOL_RESULT and type(content) is str)
             _need(value["tool_call_id"] in asked)
-        stored, said = json_bytes(value), Said.of(value)
-        if role not in ("system", "developer"):
-            return Message(value, stored, said, clean=False)
-        _forget(self._messages)
-        known = self._messages[text] = Message(value, stored, said, not needs_masking(stored))
-        return known
+        message = Message.of(value)
+        if role in ("system", "developer"):
+            message.clean = not needs_masking(message.text)
+            _forget(self._messages)
+            self._messages[text] = message
+        return message
 
     def _check_earlier(self, message: Json, changed: set[Normalisation]) -> list[str]:
         """The ids of the calls that an earlier answer made."""

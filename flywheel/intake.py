@@ -21,7 +21,7 @@ from flywheel.datasets import keys
 from flywheel.datasets.minhash import Banding, bands
 from flywheel.fastlane import FastLane, Plain, Tools
 from flywheel.records import parse_line
-from flywheel.redaction import redactor, suspects
+from flywheel.redaction import redact_said, redactor, suspects
 from flywheel.stores import Chunk, Query
 from flywheel.types import (
     Json,
@@ -177,7 +177,7 @@ class Intake:
         return [
             _plain_row(one, response)
             if isinstance(one, Plain) and i not in suspected
-            else self._masked_row(one, tally)
+            else self._masked_row(one, response, tally)
             for i, (one, response) in enumerate(zip(wanted, responses, strict=True))
         ]
 
@@ -193,7 +193,18 @@ class Intake:
         ]
         return suspects(unknown)
 
-    def _masked_row(self, one: Plain | Record, tally: Tally) -> _Row:
+    def _masked_row(self, one: Plain | Record, response: bytes, tally: Tally) -> _Row:
+        if self._mode == "on" and isinstance(one, Plain) and one.settings.clean:
+            said = [(message.value, message.text) for message in one.messages]
+            masked = redact_said(said, (one.response, response), one.rest())
+            if masked is not None:
+                messages, answer, found = masked
+                tally.masked.update(found)
+                changed = one.saying(messages, answer)
+                return _plain_row(changed, json_bytes(changed.response))
+        return self._whole_row(one, tally)
+
+    def _whole_row(self, one: Plain | Record, tally: Tally) -> _Row:
         """The tools of a plain record hold nothing to mask: only what else it says is looked at."""
         logged = one if isinstance(one, Record) else _without_tools(one)
         masked, found = self._redact(logged)

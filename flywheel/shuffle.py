@@ -52,23 +52,26 @@ def take(
     numbers, starts = np.unique(part[order], return_index=True)
     found = []
     for number, rows in zip(numbers.tolist(), np.split(row[order], starts[1:]), strict=True):
-        with _opened(scratch, parts[number]) as reader:
-            found += list(_rows_of(reader, rows, columns))
+        with _opened(scratch, parts[number], columns) as reader:
+            found += list(_rows_of(reader, rows))
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
-    return pa.concat_tables(found).unify_dictionaries().combine_chunks().take(back)
+    return pa.concat_tables(found).unify_dictionaries().combine_chunks().take(back).select(columns)
 
 
-def _rows_of(
-    reader: Any, rows: npt.NDArray[np.int32], columns: Sequence[str]
-) -> Iterator[pa.Table]:
+def _rows_of(reader: Any, rows: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
     batches, starts = np.unique(rows // _BATCH, return_index=True)
     for number, wanted in zip(batches.tolist(), np.split(rows % _BATCH, starts[1:]), strict=True):
-        batch = reader.get_batch(number).select(columns)
+        batch = reader.get_batch(number)
         yield pa.Table.from_batches([batch.take(pa.array(wanted))])
 
 
 @contextmanager
-def _opened(scratch: Storage, name: str) -> Iterator[Any]:
-    with scratch.open(name) as file, pa.ipc.open_file(file) as reader:
-        yield reader
+def _opened(scratch: Storage, name: str, columns: Sequence[str]) -> Iterator[Any]:
+    """Of columns that are not wanted nothing is read."""
+    with scratch.open(name) as file:
+        with pa.ipc.open_file(file) as reader:
+            wanted = [reader.schema.get_field_index(column) for column in columns]
+        options = pa.ipc.IpcReadOptions(included_fields=wanted)
+        with pa.ipc.open_file(file, options=options) as reader:
+            yield reader

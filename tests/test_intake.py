@@ -12,8 +12,9 @@ import pytest
 from flywheel.datasets import Keys
 from flywheel.datasets.minhash import Banding
 from flywheel.fastlane import FastLane
-from flywheel.intake import Intake
+from flywheel.intake import ROWS, Intake
 from flywheel.records import parse_line
+from flywheel.redaction import redact
 from flywheel.stores import Chunk, Query
 from flywheel.types import Json, Record
 
@@ -214,6 +215,41 @@ def test_personal_data_is_found_wherever_it_stands() -> None:
     assert harvest.rows.num_rows == 10
     assert mail not in str(harvest.rows.to_pylist())
     assert harvest.tally.masked == {"EMAIL": 10}
+
+
+PERSONAL = (
+    *("jane@example.com", "Jane@Example.com", "(415) 555-0142", "415-555-0142", "4155550142"),
+    *("4111 1111 1111 1111", "4111111111111111", "ORD-415555014", "plain words", "7"),
+)
+
+
+def test_a_plain_line_is_masked_as_its_record_is() -> None:
+    rng = random.Random(3)
+    intake, masked = Intake(Query("w")), 0
+
+    def said() -> str:
+        return f"Of {rng.choice(PERSONAL)} I say {rng.choice(PERSONAL)}."
+
+    for _ in range(400):
+        result = {**RESULT, "content": said()}
+        history = [{"role": "user", "content": said()}, CALL, result] * rng.randrange(2)
+        asked = {"role": "user", "content": said()}
+        other = {"request__seed": 4155550142} if rng.random() < 0.1 else {}
+        other |= {"request__user": rng.choice(PERSONAL)} if rng.random() < 0.1 else {}
+        arguments = json.dumps({"n": rng.choice([1, 4155550142]), "to": rng.choice(PERSONAL)})
+        answer = {f"{ANSWER}__tool_calls": [call(arguments)]}
+        text = raw(line(request__messages=[*history, asked], **other, **answer))
+        assert FastLane().parse(text) is not None
+        logged = parse_line(text, "s", 0)
+        assert isinstance(logged, Record)
+        wanted, counts = redact(logged)
+        harvest = intake.take(chunk(text))
+        (row,) = harvest.rows.select(ROWS.names).to_pylist()
+        assert Record.from_row(row) == wanted
+        assert row["id"] == wanted.id
+        assert harvest.tally.masked == counts
+        masked += bool(counts)
+    assert masked > 200
 
 
 def test_off_masks_nothing() -> None:

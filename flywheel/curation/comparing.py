@@ -38,8 +38,7 @@ def near_duplicates(logs: Logs, config: DatasetConfig, scratch: Storage, tell: P
     for done, result in enumerate(over(tasks, _compare, config.near_duplicates), start=1):
         found.append(np.frombuffer(result["pairs"], np.int64).reshape(-1, 2))
         tell(COMPARING, done, len(tasks))
-    edges = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-    return np.take(first, edges)
+    return np.take(first, minhash.distinct(np.concatenate(found)))
 
 
 def _comparisons(

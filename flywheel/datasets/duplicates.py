@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from flywheel.datasets.keys import U64, Keys
+from flywheel.datasets.keys import U64, Keys, numbered
 
 Positions = npt.NDArray[np.int64]
 Edges = npt.NDArray[np.int64]
@@ -78,10 +78,11 @@ def _newest(
 
 def _contradicting(keys: Keys) -> tuple[npt.NDArray[np.bool_], int]:
     """Which records ask what another answers differently, and how many such requests there are."""
-    _, request = np.unique(keys.normalised, return_inverse=True)
-    answered = np.unique(np.column_stack([request.astype(np.uint64), keys.answer]), axis=0)
-    answers = np.bincount(answered[:, 0].astype(np.int64), minlength=1)
-    return answers[request] > 1, int((answers > 1).sum())
+    request, requests = numbered(keys.normalised)
+    answer, answers = numbered(keys.answer)
+    answered = np.unique(request * len(answers) + answer)
+    several = np.bincount(answered // max(1, len(answers)), minlength=len(requests)) > 1
+    return several[request], int(several.sum())
 
 
 def _votes(keys: Keys) -> npt.NDArray[np.int64]:

@@ -132,6 +132,13 @@ def _column(values: Any) -> npt.NDArray[Any]:
     return texts
 
 
+def numbered(column: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Each entry's value by number, and the different values, in order of their first entry."""
+    encoded = pa.array(column).dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, encoded.dictionary.to_numpy(zero_copy_only=False)
+
+
 class Said(msgspec.Struct, frozen=True):
     """What the hashes see of one message."""
 

@@ -95,7 +95,7 @@ def buckets(values: U32) -> tuple[Pairs, list[npt.NDArray[np.int64]]]:
     found = [np.empty((0, 2), np.int64)]
     large: dict[bytes, npt.NDArray[np.int64]] = {}
     for band in values.T:
-        order = np.argsort(band, kind="stable")
+        order = np.argsort(band)
         starts = np.flatnonzero(np.append(True, band[order][1:] != band[order][:-1]))
         sizes = np.diff(np.append(starts, len(order)))
         for size in np.unique(sizes[(sizes > 1) & (sizes <= _ALL_PAIRS_UP_TO)]).tolist():
@@ -105,8 +105,14 @@ def buckets(values: U32) -> tuple[Pairs, list[npt.NDArray[np.int64]]]:
         for i in np.flatnonzero(sizes > _ALL_PAIRS_UP_TO):
             bucket = np.sort(order[starts[i] : starts[i] + sizes[i]])
             large[bucket.tobytes()] = bucket
-    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-    return pairs, list(large.values())
+    return distinct(np.concatenate(found)), list(large.values())
+
+
+def distinct(pairs: Pairs) -> Pairs:
+    """Each pair once, the lower position first, in order."""
+    low, high = np.sort(pairs, axis=1).T
+    size = int(high.max(initial=0)) + 1
+    return np.column_stack(np.divmod(np.unique(low * size + high), size))
 
 
 def verified(pairs: Pairs, texts: Mapping[int, str], threshold: float) -> Pairs:

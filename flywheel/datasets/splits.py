@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from flywheel.config import DatasetConfig
 from flywheel.datasets.duplicates import Edges, Positions, newest_first
-from flywheel.datasets.keys import LINKS, NO_TOOL, U64, Keys
+from flywheel.datasets.keys import LINKS, NO_TOOL, U64, Keys, numbered
 from flywheel.errors import DataError
 
 SPLITS = ("eval", "train", "val")
@@ -176,27 +175,41 @@ def apportion(seats: int, counts: Mapping[str, int]) -> dict[str, int]:
 def leak_check(keys: Keys, splits: Splits, edges: Edges) -> dict[str, dict[str, int]]:
     """Count what two splits share, for every pair of splits: requests, and near-duplicate texts."""
     forms = {"exact": keys.exact, "normalised": keys.prompt, "text": keys.text}
+    inside = {name: _inside(form, splits) for name, form in forms.items()}
+    text, codes = inside["text"]
+    ends = codes[edges]
     found: dict[str, dict[str, int]] = {}
     for one, other in (("eval", "train"), ("eval", "val"), ("train", "val")):
-        shared = {
-            name: len(np.setdiff1d(np.intersect1d(form[splits[one]], form[splits[other]]), [0]))
-            for name, form in forms.items()
-        }
-        found[f"{one}/{other}"] = {**shared, "near": _crossing(keys, splits, edges, one, other)}
+        shared = {name: int((has[one] & has[other]).sum()) for name, (has, _) in inside.items()}
+        a, b = text[one][ends], text[other][ends]
+        near = int(((a[:, 0] & b[:, 1]) | (a[:, 1] & b[:, 0])).sum())
+        found[f"{one}/{other}"] = {**shared, "near": near}
     return found
 
 
-def _crossing(keys: Keys, splits: Splits, edges: Edges, one: str, other: str) -> int:
-    texts = keys.text[edges]
-    in_one, in_other = (np.isin(texts, keys.text[splits[name]]) for name in (one, other))
-    return int(((in_one[:, 0] & in_other[:, 1]) | (in_one[:, 1] & in_other[:, 0])).sum())
+def _inside(
+    column: U64, splits: Splits
+) -> tuple[dict[str, npt.NDArray[np.bool_]], npt.NDArray[np.int64]]:
+    """Which of a column's different values occur in each split, and each record's value by number.
+
+    0 is no value.
+    """
+    codes, values = numbered(column)
+    found = {}
+    for name in SPLITS:
+        occurs = np.zeros(len(values), bool)
+        occurs[codes[splits[name]]] = True
+        found[name] = occurs & (values != 0)
+    return found, codes
 
 
 def _to_first(column: U64) -> Edges:
     """Link every record to the first with the same value; 0 links nothing."""
-    _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
-    linked = np.flatnonzero((column != 0) & (first[inverse] != np.arange(len(column))))
-    return np.column_stack([linked, first[inverse[linked]]]).astype(np.int64)
+    codes, values = numbered(column)
+    first = np.empty(len(values), np.int64)
+    first[codes[::-1]] = np.arange(len(column))[::-1]  # of several, the last one written stays
+    linked = np.flatnonzero((column != 0) & (first[codes] != np.arange(len(column))))
+    return np.column_stack([linked, first[codes[linked]]])
 
 
 def _hash_order(keys: Keys, positions: Positions, seed: int) -> Positions:
@@ -223,15 +236,15 @@ def _stratified(
     config: DatasetConfig,
 ) -> npt.NDArray[np.bool_]:
     """Which of the kept are eval: the frozen core, then by class in hash order."""
-    codes, names = pd.factorize(labels, sort=True)
+    codes, names = _by_name(labels)
     counts = np.bincount(codes[eval_side], minlength=len(names))
-    seats = apportion(config.eval_size, dict(zip(names.tolist(), counts.tolist(), strict=True)))
+    seats = apportion(config.eval_size, dict(zip(names, counts.tolist(), strict=True)))
     order = keyed_hash(keys.prompt[kept], config.random_seed, "order")
     queue = np.lexsort((keys.id[kept], order, ~core, codes))
     queue = queue[eval_side[queue]]
     starts = np.searchsorted(codes[queue], np.arange(len(names)))
     rank = np.arange(len(queue)) - starts[codes[queue]]
-    allowed = np.array([seats.get(name, 0) for name in names.tolist()], np.int64)
+    allowed = np.array([seats.get(name, 0) for name in names], np.int64)
     chosen = core.copy()
     chosen[queue[rank < allowed[codes[queue]]]] = True
     return chosen
@@ -279,12 +292,19 @@ def _common_class(
     own: npt.NDArray[np.int64], labels: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Each group's most common class, as a code, and the classes' names; ties by name."""
-    codes, names = pd.factorize(labels, sort=True)
+    codes, names = _by_name(labels)
     pairs, counts = np.unique(own * len(names) + codes, return_counts=True)
     group, code = pairs // len(names), pairs % len(names)
     order = np.lexsort((code, -counts, group))
     first = np.unique(group[order], return_index=True)[1]
-    return code[order][first], names.tolist()
+    return code[order][first], names
+
+
+def _by_name(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Each record's class as a number, and the classes' names, sorted."""
+    codes, values = numbered(labels)
+    names = sorted(values.tolist())
+    return np.searchsorted(np.array(names, object), values)[codes], names
 
 
 def _check_filled(splits: Splits, groups: npt.NDArray[np.int64], config: DatasetConfig) -> None:

@@ -11,8 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from scipy import stats
-
 from flywheel.judging.panel import Panel, Rating
 from flywheel.judging.probes import Probes
 from flywheel.statistics import auc_interval, roc_auc
@@ -158,6 +156,8 @@ def _position(panel: Panel, probes: Probes, everything: Sequence[Rating]) -> Jso
 
 def _length(probes: Probes, shuffled: Sequence[Rating]) -> Json:
     """Whether longer answers fare better though all are wrong."""
+    from scipy import stats
+
     found = [
         (len(pair.candidate), rating.value)
         for pair, rating in zip(probes.shuffled, shuffled, strict=True)

@@ -6,7 +6,7 @@ sentence it was made from. `patterns` finds what has a form, `presidio` (an extr
 places and organisations, and `masker` puts the placeholders in.
 """
 
-from flywheel.redaction.masker import Redactor, mask_text, redact, redactor
+from flywheel.redaction.masker import Redactor, mask_text, redact, redact_said, redactor
 from flywheel.redaction.patterns import SUSPICIOUS, Span, find, needs_masking, suspects
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "mask_text",
     "needs_masking",
     "redact",
+    "redact_said",
     "redactor",
     "suspects",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 from flywheel.errors import ConfigError
 from flywheel.redaction.patterns import Span, find, needs_masking
-from flywheel.types import Json, Record, canonical_json, json_text
+from flywheel.types import Json, Record, canonical_json, json_bytes, json_text
 
 Finder = Callable[[str, str], list[Span]]
 """Text and the JSON key it stands under -> its spans, in order, not overlapping."""
@@ -40,6 +40,35 @@ def redact(record: Record, finder: Finder = find) -> tuple[Record, Counter[str]]
         repeated = masker.repeated()
         request, response = _mapped(request, repeated), _mapped(response, repeated)
     return replace(record, request=request, response=response, id=""), masker.counts
+
+
+def redact_said(
+    messages: Sequence[tuple[Json, bytes]], response: tuple[Json, bytes], rest: bytes
+) -> tuple[list[Json], Json, Counter[str]] | None:
+    """`redact` where nothing but messages and response can hold anything: what these become.
+
+    Args:
+        messages: Each with its JSON text.
+        response: With its JSON text.
+        rest: JSON text of all else that the record says; certainly nothing to mask.
+
+    Returns:
+        Messages and response, the same objects where nothing was masked in them, and how many
+        different values of each type were masked. ``None`` where a value stands elsewhere in the
+        record, unrecognised: then `redact` has to look at all of it.
+    """
+    masker = _Masker(find)
+    found = masker.found()
+    masked = [_mapped(one, found) if needs_masking(text) else one for one, text in messages]
+    answer = _mapped(response[0], found) if needs_masking(response[1]) else response[0]
+    if masker.counts:
+        texts = [
+            text if new is old else json_bytes(new)
+            for new, (old, text) in zip([*masked, answer], [*messages, response], strict=True)
+        ]
+        if masker.stands_elsewhere(b"\n".join([*texts, rest]).decode("utf-8", "surrogatepass")):
+            return None
+    return masked, answer, masker.counts
 
 
 def redactor(mode: str, analyzer: Any = None) -> Redactor:
@@ -128,10 +157,13 @@ class _Masker:
 
     def stands_elsewhere(self, text: str) -> bool:
         """Whether a known value may stand unmasked in this JSON text."""
-        return any(
-            spelling in text or not _WRITTEN_ALIKE.fullmatch(spelling)
-            for spelling in self._spellings
-        ) or any(self._repeated(hit) != hit[0] for hit in _BARE_NUMBER.finditer(text))
+        if any(one in text or not _WRITTEN_ALIKE.fullmatch(one) for one in self._spellings):
+            return True
+        # A bare number that is a known value ends with the digits that tell the value apart.
+        digits = [tail for kind, tail in self._placeholders if kind in _BARE]
+        return any(tail in text for tail in digits) and any(
+            self._repeated(hit) != hit[0] for hit in _BARE_NUMBER.finditer(text)
+        )
 
     def repeated(self) -> _Change:
         """Masks the known values where nothing but their equality says what they are."""

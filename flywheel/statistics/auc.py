@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scipy import optimize, stats
-
 from flywheel.statistics.means import Z
 
 _EDGE = 1e-9
@@ -19,6 +17,8 @@ def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     """
     if not len(positives) or not len(negatives):
         return 0.5
+    from scipy import stats  # a second of imports that only a judge's calibration needs
+
     u = stats.mannwhitneyu(positives, negatives, method="asymptotic").statistic
     return float(u) / (len(positives) * len(negatives))
 
@@ -35,6 +35,8 @@ def auc_interval(auc: float, positives: int, negatives: int) -> tuple[float, flo
         positives: How many it rests on, at least one.
         negatives: The same.
     """
+    from scipy import optimize
+
     mean = (positives + negatives) / 2
 
     def beyond(area: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from flywheel.statistics.groups import Floats, Groups, group_codes
 from flywheel.statistics.means import wilson
@@ -48,7 +48,7 @@ def corrected_mean(
         moves = np.concatenate([moves, (weight * others - means[1]) / len(rest)])
     many = len(np.unique(codes))
     variance = (np.bincount(codes, moves) ** 2).sum() * many / max(1, many - 1)
-    half = float(stats.t.ppf(0.975, len(names) - 1)) * float(np.sqrt(variance))
+    half = float(special.stdtrit(len(names) - 1, 0.975)) * float(np.sqrt(variance))
     low, high = max(0.0, value - half), min(1.0, value + half)
     if np.ptp(people) == 0:  # as little variance as seen is not as little as there is
         least, most = wilson(float(people[0]), len(names))

@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from flywheel.datasets.keys import LINKS
 from flywheel.types import Record
@@ -29,6 +27,9 @@ def conversations(records: Sequence[Record], names: Collection[str] = LINKS) -> 
             links nothing.
         names: Which of `LINKS` count, as in the experiment's ``dataset.group_by``.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     links = [(row, link) for row, record in enumerate(records) for link in _links(record, names)]
     numbers = {link: len(records) + i for i, link in enumerate({link for _, link in links})}
     size = len(records) + len(numbers)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from flywheel.statistics.groups import Floats, Groups, Ints, group_codes
 from flywheel.types import Estimate, Score, ScoreStatus
 
-Z = float(stats.norm.ppf(0.975))
+Z = float(special.ndtri(0.975))
 SEED = 0
 RESAMPLES = 9_999
 _DRAWS = 8_000_000
@@ -108,7 +108,7 @@ def _bootstrap(sums: Floats, sizes: Floats) -> tuple[float, float]:
             for start in range(0, resamples, _ROWS)
         ]
     )
-    tail = float(stats.norm.cdf(-math.sqrt(many / (many - 1)) * _t(many - 1)))
+    tail = float(special.ndtr(-math.sqrt(many / (many - 1)) * _t(many - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return max(0.0, float(low)), min(1.0, float(high))
 
@@ -120,4 +120,4 @@ def _resampled(sums: Floats, sizes: Floats, rng: np.random.Generator, rows: int)
 
 
 def _t(degrees: int) -> float:
-    return float(stats.t.ppf(0.975, degrees))
+    return float(special.stdtrit(degrees, 0.975))

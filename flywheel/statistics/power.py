@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from scipy import optimize, stats
+from scipy import special
 
 from flywheel.types import Json
 
 POWER = 0.8
 """The chance of showing what is there."""
-_SURE, _LIKELY = float(stats.norm.ppf(0.975)), float(stats.norm.ppf(POWER))
+_SURE, _LIKELY = float(special.ndtri(0.975)), float(special.ndtri(POWER))
 """Standard errors, at what must be excluded and at what is true, that must lie between the two."""
 
 
@@ -70,6 +70,7 @@ def plan(records: int, margin: float, disagreement: float, *, asked_again: bool)
             to as often as it wins. Logged answers are right by definition: every difference is a
             loss, so what is expected of it is taken off the margin.
     """
+    from scipy import optimize
 
     def reach(within: float) -> float:
         """What must lie between truth and margin, in scores, times the root of the records."""
