@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from flywheel import __version__, datasets
 from flywheel.config import Experiment
@@ -46,7 +45,7 @@ def account(experiment: Experiment, logs: Logs, edges: Edges, division: Division
         rare_classes=_rare(mix),
         leak_check=splitting.leak_check(keys, splits, edges),
         time_ranges={name: _span(keys, where) for name, where in everything.items()},
-        production=_usage(logs.usage.take(pa.array(division.curated))),
+        production=_usage(logs.usage, division.curated),
         split_rule=datasets.rule(experiment.dataset),
         code_version=__version__,
     )
@@ -77,11 +76,11 @@ def _span(keys: Keys, where: npt.NDArray[np.int64]) -> tuple[float, float] | Non
     return (float(times.min()), float(times.max())) if len(times) else None
 
 
-def _usage(curated: pa.Table) -> dict[str, int]:
-    billed = (curated[name].is_valid() for name in USAGE[:2])
-    logged = curated.filter(pc.and_(*billed))
-    sums = {name: pc.sum(logged[name]).as_py() or 0 for name in USAGE}
-    return {"requests": logged.num_rows, **sums}
+def _usage(usage: dict[str, npt.NDArray[Any]], curated: npt.NDArray[np.int64]) -> dict[str, int]:
+    tokens = {name: usage[name][curated] for name in USAGE}
+    logged = np.logical_and(*(tokens[name] >= 0 for name in USAGE[:2]))
+    sums = {name: int(np.maximum(tokens[name][logged], 0).sum()) for name in USAGE}
+    return {"requests": int(logged.sum()), **sums}
 
 
 def _sorted_counts(names: Iterable[str]) -> dict[str, int]:

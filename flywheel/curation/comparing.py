@@ -30,6 +30,7 @@ def near_duplicates(logs: Logs, config: DatasetConfig, scratch: Storage, tell: P
     texts, first = np.unique(logs.keys.text, return_index=True)
     first = first[texts != 0]
     pairs, large = minhash.buckets(logs.bands[first])
+    logs.bands = None  # nobody asks again, and they are a quarter of what the driver holds
     if not len(pairs) and not large:
         return none
     tasks = _comparisons(logs, first, pairs, large, scratch)

@@ -1,6 +1,7 @@
 """The first pass: readers parse, filter and mask their shards of the store.
 
-Each writes its rows to scratch parts and sends back the rows' keys: raw text never leaves it.
+Each writes its rows to scratch parts, and the rows' keys beside them: raw text never leaves it. The
+driver reads the keys of all.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flywheel import __version__, shuffle
 from flywheel.config import DatasetConfig, Experiment
 from flywheel.datasets import Keys
+from flywheel.datasets.keys import gathered
 from flywheel.datasets.minhash import Banding
 from flywheel.intake import REJECTIONS, USAGE, Harvest, Intake, Tally
 from flywheel.spread import over
@@ -29,6 +30,8 @@ Progress = Callable[[str, int, int], None]
 
 READING = "reading logs"
 
+_FORMAT = 2
+"""Of what readers leave to a later try; counted up where it changes."""
 _PART_ROWS = 32_768
 _PART_BYTES = 64 * 2**20
 
@@ -36,21 +39,21 @@ _PART_BYTES = 64 * 2**20
 class Logs:
     """What the readers brought back; record i stands in part ``part[i]`` at ``row[i]``."""
 
-    def __init__(self, results: list[Json]) -> None:
+    def __init__(self, results: list[Json], scratch: Storage) -> None:
         results.sort(key=lambda result: result["part"])
         self.tally = Tally()
         for result in results:
             self.tally.add(Tally.from_json(json.loads(result["tally"])))
         filled = [result for result in results if result["part"]]
         self.parts = [result["part"] for result in filled]
-        tables = [_from_bytes(result.pop("keys")) for result in filled]
-        sizes = [table.num_rows for table in tables]
+        sizes = [result["rows"] for result in filled]
         self.part = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         self.row = np.concatenate([np.arange(n, dtype=np.int32) for n in [*sizes, 0]])
-        keys = pa.concat_tables(tables) if tables else None
-        self.keys = Keys.from_table(keys) if keys else Keys.of([])
-        self.usage = keys.select(USAGE).combine_chunks() if keys else pa.table({})
-        self.bands = _bands(keys) if keys else None
+        found = gathered((_read_keys(scratch, part) for part in self.parts), sum(sizes))
+        self.keys = Keys.among(found) if filled else Keys.of([])
+        self.usage = {name: found[name] for name in USAGE if filled}
+        """Tokens of each record; -1 where the log does not tell."""
+        self.bands = found.get("bands")
         rejections = [_from_bytes(result.pop("rejections")) for result in results]
         order = [("source", "ascending"), ("offset", "ascending")]
         self.rejections = pa.concat_tables([REJECTIONS.empty_table(), *rejections]).sort_by(order)
@@ -86,7 +89,7 @@ class Reading:
             "banding": _banding(config),
         }
         parts = [asdict(query), [asdict(shard) for shard in shards], repr(options)]
-        key = None if state is None else content_hash([__version__, state, *parts])
+        key = None if state is None else content_hash([__version__, _FORMAT, state, *parts])
         return cls(store, query, shards, options, key)
 
 
@@ -108,7 +111,7 @@ def read(reading: Reading, scratch: Storage, tell: Progress) -> Logs:
         results.append(result)
         done = sum(one["size"] for one in results)
         tell(READING, 100 * done // total, 100)
-    return Logs(results)
+    return Logs(results, scratch)
 
 
 def _result(number: int) -> str:
@@ -161,12 +164,13 @@ def _part(gathered: list[Harvest], name: str, scratch: Storage, size: int) -> Js
     }
     filled = [harvest for harvest in gathered if harvest.rows.num_rows]
     if not filled:
-        return {"part": "", "keys": b"", **told}
+        return {"part": "", "rows": 0, **told}
     keys = pa.concat_tables([harvest.keys for harvest in filled])
     order = pc.sort_indices(keys["id"])
     rows = pa.concat_tables([harvest.rows for harvest in filled]).unify_dictionaries()
     shuffle.write_part(scratch, name, rows.combine_chunks().take(order))
-    return {"part": name, "keys": _to_bytes(keys.take(order)), **told}
+    scratch.write_scratch(_keys(name), _to_bytes(keys.take(order)))
+    return {"part": name, "rows": keys.num_rows, **told}
 
 
 def _banding(config: DatasetConfig) -> Banding | None:
@@ -174,12 +178,12 @@ def _banding(config: DatasetConfig) -> Banding | None:
     return None if threshold is None else Banding.for_threshold(threshold)
 
 
-def _bands(keys: pa.Table) -> npt.NDArray[np.uint32] | None:
-    if "bands" not in keys.column_names:
-        return None
-    lists = keys["bands"].combine_chunks()
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(lists), -1)  # type: ignore[no-any-return]
+def _keys(part: str) -> str:
+    return f"{part}.keys"
+
+
+def _read_keys(scratch: Storage, part: str) -> pa.Table:
+    return _from_bytes(scratch.read_bytes(_keys(part)))
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -6,7 +6,7 @@ hundred bytes a record, and never at a record's text. A hash is the first 8 byte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -97,7 +97,12 @@ class Keys:
     @classmethod
     def from_table(cls, rows: pa.Table) -> Keys:
         """Take the columns of `SCHEMA` out of a table."""
-        return cls(*(_column(rows[field.name].combine_chunks()) for field in fields(cls)))
+        return cls.among(gathered([rows], rows.num_rows))
+
+    @classmethod
+    def among(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Keys:
+        """Take those of `SCHEMA` out of more columns."""
+        return cls(*(columns[field.name] for field in fields(cls)))
 
 
 class Row(NamedTuple):
@@ -122,8 +127,30 @@ def table(rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
+def gathered(tables: Iterable[pa.Table], rows: int) -> dict[str, npt.NDArray[Any]]:
+    """The tables' columns as arrays of so many rows, with no more than one table at a time.
+
+    Lists of a fixed length become (rows, length); what is missing of whole numbers is -1.
+    """
+    found: dict[str, npt.NDArray[Any]] = {}
+    at = 0
+    for table in tables:
+        for name in table.column_names:
+            values = _column(table[name].combine_chunks())
+            if name not in found:
+                found[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+            found[name][at : at + len(values)] = values
+        at += table.num_rows
+    return found
+
+
 def _column(values: Any) -> npt.NDArray[Any]:
     """As numpy; equal texts are one object."""
+    if pa.types.is_fixed_size_list(values.type):
+        flat = values.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(-1, values.type.list_size)  # type: ignore[no-any-return]
+    if values.null_count and pa.types.is_integer(values.type):
+        values = values.fill_null(-1)
     if not pa.types.is_string(values.type):
         return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     encoded = values.dictionary_encode()
