@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from flywheel.budget import Budget
-from flywheel.trials import Desk
+from flywheel.folders import Desk
 from flywheel.types import Trial
 
 _LOOK_S = 0.05

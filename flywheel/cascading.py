@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import compress
 
-from flywheel import cascades, costs, inference, trials
+from flywheel import cascades, costs, folders, inference
 from flywheel.cascades import Answered, Rule
 from flywheel.config import Experiment
+from flywheel.folders import Desk
 from flywheel.scoring import METRICS, misses_by_kind
 from flywheel.statistics import Groups, conversations, estimates, percentile
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Completion, Cost, Json, Latency, Record, Score, Trial, TrialResult
 
 _HANDED_OVER = "handed_over.jsonl"
@@ -82,7 +82,7 @@ class Cascades:
 
     def _can_begin(self, result: TrialResult) -> bool:
         folder = self.desk.folder(result.trial)
-        whole = result.status == "succeeded" and not trials.read_stop(folder)
+        whole = result.status == "succeeded" and not folders.read_stop(folder)
         borne = result.load is None or result.load.borne is not None
         mine = result.trial.candidate == self.experiment.ranking.baseline
         return whole and borne and not mine and folder.exists("val.json")
@@ -92,7 +92,7 @@ class Cascades:
         for result in results:
             if (result.trial.candidate, result.trial.method) == wanted:
                 folder, told = self.desk.folder(result.trial), dict[str, list[Score]]()
-                for score in trials.read_scores(folder):
+                for score in folders.read_scores(folder):
                     if score.metric in METRICS:
                         told.setdefault(score.record_id, []).append(score)
                 answers = inference.read(folder.at("completions"))
@@ -179,7 +179,7 @@ def read_handed_over(folder: Storage) -> dict[str, str]:
 
 def _write(folder: Storage, cascade: Cascade) -> None:
     folder.at("completions").write_lines("00000.jsonl", map(asdict, cascade.completions))
-    folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, cascade.scores))
+    folder.at("scores").write_lines(folders.PROGRAMMATIC, map(asdict, cascade.scores))
     handed = cascade.handed_over.items()
     folder.write_lines(_HANDED_OVER, [{"record_id": r, "reason": why} for r, why in handed])
     folder.write_json("result.json", cascade.result.to_json())

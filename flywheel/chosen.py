@@ -13,16 +13,16 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from flywheel import config, trials
+from flywheel import config, folders
 from flywheel.cluster import Cluster, describe
 from flywheel.config import CandidateConfig
 from flywheel.config.section import Section
 from flywheel.errors import ConfigError, RequestError
+from flywheel.folders import Desk
 from flywheel.methods import full
 from flywheel.mistakes import explained
 from flywheel.serving.engine import EngineSpec, application
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 
@@ -74,7 +74,7 @@ def spec(choice: Choice, cluster: Cluster) -> EngineSpec:
     status = folder.read_json("result.json")["status"] if there else "missing"
     if status != "succeeded":
         raise RequestError(f"{folder.url}: a trial that succeeded is needed; this one is {status}")
-    trial = trials.read(folder)
+    trial = folders.read_spec(folder)
     _require_servable(trial)
     model = _candidate(desk, trial).model_copy(update=_held(choice))
     if trial.method == "full":

@@ -29,18 +29,18 @@ from flywheel import logs, metrics
 from flywheel.cluster import Needs
 from flywheel.config import SchedulerConfig
 from flywheel.errors import FlywheelError, StorageError, TrialStoppedError, boundary
-from flywheel.storage import Storage
-from flywheel.sweep import Feed
-from flywheel.trials import (
+from flywheel.folders import (
     Desk,
-    Progress,
     failure,
-    read,
+    read_spec,
     stopped,
     write_failure,
     write_spec,
     write_stop,
 )
+from flywheel.storage import Storage
+from flywheel.sweep import Feed
+from flywheel.trials import Progress
 from flywheel.types import Json, Trial
 
 Step = Callable[[Trial, Progress], None]
@@ -279,7 +279,7 @@ def _run(key: str, step: Step, desk: Desk, report: Progress) -> None:
     folder = desk.trials.at(key)
     with logs.about(run=desk.run_id, trial=key):
         try:
-            _patiently(lambda: step(read(folder), report), folder)
+            _patiently(lambda: step(read_spec(folder), report), folder)
         except TrialStoppedError:
             return
         except Exception as error:  # noqa: BLE001 -- it must not stop the others

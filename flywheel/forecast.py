@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from flywheel import trials
+from flywheel import folders
 from flywheel.config import LEARNING
 from flywheel.storage import Storage
 from flywheel.types import Json, Trial
@@ -119,13 +119,13 @@ def _of(folder: Storage) -> list[tuple[Work, float]]:
     """What one trial tells."""
     if not folder.exists("spec.json") or folder.exists("reused.json"):
         return []
-    trial, found = trials.read(folder), []
+    trial, found = folders.read_spec(folder), []
     if folder.exists("training.json"):
         facts = folder.read_json("training.json")
         seen = _seen(trial, facts["rows"]) * facts["steps"] / max(1, facts["steps_planned"])
         found.append((("train", trial.model), facts["seconds"] / seen))
     if folder.exists("answers.json"):
-        latency, _ = trials.read_latency(folder)
+        latency, _ = folders.read_latency(folder)
         if latency is not None:
             found.append((("answer", trial.model), 1 / latency.requests_per_second))
     return found

@@ -14,11 +14,12 @@ from dataclasses import asdict, replace
 
 from flywheel import latency, trials
 from flywheel.config import LatencyConfig, SloConfig
+from flywheel.folders import Desk
 from flywheel.inference import Ask, load
 from flywheel.latency import Load, Timing
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
-from flywheel.trials import Desk, Progress
+from flywheel.trials import Progress
 from flywheel.types import Json, LoadTest, Trial
 
 MARKER = "latency.json"

@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from threading import Event, RLock, Thread
 from types import TracebackType
 
-from flywheel import metrics, trials
+from flywheel import folders, metrics
 from flywheel.budget import Budget
 from flywheel.errors import StorageError
+from flywheel.folders import Desk
 from flywheel.logs import fields, log
 from flywheel.progress import Display
 from flywheel.storage import Storage
 from flywheel.sweep import Feed
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 FILE = "progress.json"
@@ -228,7 +228,7 @@ def goes_on(run: Storage) -> bool:
 
 def _reached(folder: Storage) -> str:
     """A trial's state as its folder has it."""
-    if trials.stopped(folder) is not None:
+    if folders.stopped(folder) is not None:
         return "stopped"
     for marker, state in (("failed", "failed"), ("answers", "answered"), ("training", "trained")):
         if folder.exists(f"{marker}.json"):

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flywheel import config, curation, gate, models, nodes, trials
+from flywheel import config, curation, folders, gate, models, nodes, trials
 from flywheel.cluster import Cluster, connect
 from flywheel.config import CandidateConfig, Experiment, LoraConfig, ParityConfig
 from flywheel.errors import FlywheelError, RequestError, TrainingError, boundary
+from flywheel.folders import Desk
 from flywheel.methods.reference import Base
 from flywheel.parity import Parity
 from flywheel.progress import Display, Silent
 from flywheel.serving import Endpoint, engine, options
 from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Trial
 
 
@@ -114,7 +114,7 @@ def _adapters(bases: Sequence[Subject], desk: Desk) -> Iterator[Subject]:
         folder = desk.trials.at(key)
         if not (folder.exists("training.json") and folder.exists("spec.json")):
             continue
-        trial = trials.read(folder)
+        trial = folders.read_spec(folder)
         if trial.method == "lora" and trial.candidate in by_title:
             yield Subject(by_title[trial.candidate], trial, adapted=True, folder=folder)
 
@@ -173,7 +173,7 @@ def compared(subject: Subject, desk: Desk, endpoint: Endpoint, limits: ParityCon
     """
     trial = subject.trial
     try:
-        return gate.check(trial, subject.folder, desk.unseen(trial), endpoint, limits)
+        return gate.check(trial, subject.folder, trials.unseen(trial, desk), endpoint, limits)
     except FlywheelError as error:
         if not subject.adapted:
             raise
@@ -244,7 +244,7 @@ def _answers(
 
 
 def _answer(subject: Subject, desk: Desk, limits: ParityConfig, base: Base) -> None:
-    records = desk.unseen(subject.trial)
+    records = trials.unseen(subject.trial, desk)
     with TemporaryDirectory(prefix="flywheel-") as temporary:
         adapter = subject.folder.download("adapter", Path(temporary)) if subject.adapted else None
         gate.remember(subject.trial, subject.folder, records, adapter, limits, base)

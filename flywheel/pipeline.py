@@ -17,6 +17,7 @@ from flywheel import (
     costs,
     curation,
     fanout,
+    folders,
     forecast,
     logs,
     planning,
@@ -24,13 +25,13 @@ from flywheel import (
     recording,
     report,
     reuse,
-    trials,
 )
 from flywheel.budget import Budget
 from flywheel.cluster import connect
 from flywheel.config import Experiment
 from flywheel.datasets import Manifest
 from flywheel.errors import FlywheelError, Interrupted, StorageError
+from flywheel.folders import Desk
 from flywheel.leaderboard import Leaderboard
 from flywheel.monitor import Monitor
 from flywheel.progress import Display, Silent
@@ -43,7 +44,6 @@ from flywheel.stages.session import Session
 from flywheel.statistics import Power, conversations
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial, TrialResult
 
 _RESUME = "the same command with --resume goes on from here"
@@ -191,7 +191,7 @@ class _Run:
             self.warnings += preflight.require_references(
                 experiment, references, records, fingerprint
             )
-            self.desk.run.write_lines(trials.REFERENCES, references.rows())
+            self.desk.run.write_lines(folders.REFERENCES, references.rows())
         return manifest, power
 
     def _earlier(
@@ -209,9 +209,9 @@ class _Run:
             earlier.runs.clear()
         for folder in map(self.desk.trials.at, self.desk.trials.names()):  # of earlier sessions
             if folder.exists("spec.json") and not reuse.source(folder):
-                meter.trained(trials.read(folder))
+                meter.trained(folders.read_spec(folder))
                 for asking in answering.askings(session, meter):
-                    asking.ended(trials.read(folder))
+                    asking.ended(folders.read_spec(folder))
         for trial in planned:
             earlier.adopt(trial)
         earlier.calibration()
@@ -236,7 +236,7 @@ class _Run:
     def _unfinished(self, trial: Trial, step: str) -> bool:
         folder = self.desk.folder(trial)
         marker = "training.json" if step == "train" else "answers.json"
-        return not folder.exists(marker) and trials.stopped(folder) is None
+        return not folder.exists(marker) and folders.stopped(folder) is None
 
     def _report(self) -> None:
         page = report.render(report.read(self.desk))

@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
-from flywheel import config, monitor, trials
+from flywheel import config, folders, monitor
 from flywheel.errors import RequestError, StorageError
+from flywheel.folders import Desk
 from flywheel.inference import read as read_completions
 from flywheel.leaderboard import Leaderboard
 from flywheel.storage import Storage
 from flywheel.tracking import Tracker
-from flywheel.trials import Desk
 from flywheel.types import TrialResult
 
 
@@ -93,4 +93,4 @@ def _send_trial(folder: Storage, tracker: Tracker) -> None:
         has_adapter = folder.exists("adapter")
         adapter = folder.download("adapter", Path(temporary)) if has_adapter else None
         completions = read_completions(folder.at("completions"))
-        tracker.log_trial(result, completions, trials.read_scores(folder), adapter)
+        tracker.log_trial(result, completions, folders.read_scores(folder), adapter)

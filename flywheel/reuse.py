@@ -11,8 +11,8 @@ import yaml
 
 from flywheel import loadtest
 from flywheel.config import Experiment
+from flywheel.folders import PROGRAMMATIC, Desk, stopped
 from flywheel.storage import Storage
-from flywheel.trials import PROGRAMMATIC, Desk, stopped
 from flywheel.types import Json, Trial
 
 _STEPS = {

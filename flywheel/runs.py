@@ -13,8 +13,8 @@ from typing import Any
 from flywheel import config, provenance
 from flywheel.config import Experiment
 from flywheel.errors import RequestError
+from flywheel.folders import Desk
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Json
 
 FILE = "run.json"

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flywheel import loadtest, trials
+from flywheel import folders, loadtest, trials
 from flywheel.config import LatencyConfig
+from flywheel.folders import Desk
 from flywheel.serving import Endpoint
 from flywheel.storage import Storage
-from flywheel.trials import Desk, Progress
+from flywheel.trials import Progress
 from flywheel.types import Trial
 
 ANSWERS = "answers.json"
@@ -70,4 +71,4 @@ def _due(folder: Storage, marker: str) -> bool:
     """A trial that was stopped before it had all its answers waits for no further step."""
     if folder.exists(marker):
         return False
-    return not (folder.exists(ANSWERS) and trials.read_stop(folder))
+    return not (folder.exists(ANSWERS) and folders.read_stop(folder))

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from flywheel import planning, trials
+from flywheel import folders, planning
 from flywheel.budget import Budget
 from flywheel.config import CandidateConfig, Experiment
+from flywheel.folders import Desk
 from flywheel.search import Guide
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial, content_hash
 
 _SAME = 100
@@ -154,7 +154,7 @@ class _Study:
         self.experiment, self.candidate, self.fingerprint = experiment, candidate, fingerprint
         self.desk = desk
         self.journal: Storage = desk.run.at(
-            "search", f"{trials.slug(candidate.title)}-{content_hash(candidate.title, 6)}"
+            "search", f"{_slug(candidate.title)}-{content_hash(candidate.title, 6)}"
         )
         self.guide = Guide(lora, search, experiment.seed)
         self.tried: list[Trial] = []
@@ -193,7 +193,7 @@ class _Study:
     def _objectives(self, trial: Trial) -> list[float] | None:
         """What the training came to; one that was stopped counts as its whole length would."""
         folder = self.desk.folder(trial)
-        facts, share = trials.stopped(folder), 1.0
+        facts, share = folders.stopped(folder), 1.0
         if facts is not None:
             share = facts["share"]
         elif folder.exists("training.json"):
@@ -202,3 +202,9 @@ class _Study:
             return None
         found = {"val_loss": facts["val_loss"], "cost": facts["seconds"] / share}
         return [found[name] for name in self.experiment.search.objectives]
+
+
+def _slug(name: str) -> str:
+    """A name as part of a path or URL."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return "".join(c if c.isalnum() else "-" for c in last)[:40].strip("-")

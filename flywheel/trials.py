@@ -3,38 +3,31 @@
 A trial has two steps that never hold resources together: `train` (methods with weights to learn)
 and `answer` (ask an endpoint for every eval record, score what programs can score). Each step
 writes its marker file last and does nothing when it is there, so a run that was killed goes on.
-What lies in a trial's folder: ``spec.json``, ``adapter/`` or ``model/`` and ``training.json``
-(before that a checkpoint), ``reference.json`` and ``parity.json``, ``completions/`` and ``scores/``
-and ``answers.json``, where the experiment wants them ``val/`` and ``val.json``, ``latency/`` and
-``latency.json``, ``failed.json`` where a step failed, ``stopped.json`` where a scheduler ended
-a training, ``result.json`` last.
+What lies in a trial's folder: `flywheel.folders`.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from flywheel import adaptive, costs, curation, gate, inference, models, scoring
+from flywheel import adaptive, costs, gate, inference, models, scoring
 from flywheel.config import (
     ParityConfig,
 )
 from flywheel.datasets.training import training_rows
-from flywheel.errors import EngineError, FlywheelError, StorageError, TrialStoppedError
+from flywheel.errors import EngineError, StorageError, TrialStoppedError
+from flywheel.folders import PROGRAMMATIC, REFERENCES, Desk, stopped
 from flywheel.inference import Ask
 from flywheel.methods import base, icl
 from flywheel.scoring import References, Scorer
 from flywheel.serving import Endpoint
-from flywheel.storage import Storage
-from flywheel.types import Completion, Json, Latency, Record, Score, Trial, TrialResult
+from flywheel.types import Completion, Json, Record, Score, Trial
 
-PROGRAMMATIC = "programmatic.jsonl"
-REFERENCES = "references.jsonl"
-"""In a run's folder: what is expected of its eval records, where a ground-truth file says it."""
 DEFAULT_MAX_TOKENS = 512
 """Answer tokens where neither the experiment nor the logged request sets a limit."""
 
@@ -44,42 +37,6 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int, val_loss: float | None = None, /) -> None:
         """Steps or records done, in all, and the latest validation loss of a training."""
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """Where a run's trials work: the experiment's storage and the run's id. Picklable."""
-
-    storage: Storage
-    run_id: str
-
-    @property
-    def run(self) -> Storage:
-        """The run's folder."""
-        return self.storage.at("runs", self.run_id)
-
-    @property
-    def trials(self) -> Storage:
-        """The folder of all trials."""
-        return self.run.at("trials")
-
-    def folder(self, trial: Trial) -> Storage:
-        """One trial's folder."""
-        return self.trials.at(trial.key)
-
-    def of(self, result: TrialResult) -> Storage:
-        """What a row of the leaderboard rests on: a trial's folder, or a cascade's."""
-        if result.cascade:
-            return self.run.at("cascades", result.key)
-        return self.folder(result.trial)
-
-    def records(self, trial: Trial, split: str) -> list[Record]:
-        """A split of the trial's dataset."""
-        return curation.load_split(self.storage, trial.dataset, split)
-
-    def unseen(self, trial: Trial) -> list[Record]:
-        """What parity is checked on: the validation split, or the train split if it is empty."""
-        return prompted(trial, self.records(trial, "val") or self.records(trial, "train"))
 
 
 def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
@@ -128,9 +85,9 @@ def train(trial: Trial, desk: Desk, threads: int, progress: Progress) -> None:
             raise
         folder.upload(Path(temporary), trainer.FOLDER)
         if trial.method == "lora":
-            unseen = desk.unseen(trial)
+            records = unseen(trial, desk)
             outside = gate.outside(trial, threads)
-            gate.remember(trial, folder, unseen, Path(temporary), _limits(trial), outside)
+            gate.remember(trial, folder, records, Path(temporary), _limits(trial), outside)
     if stopped(folder) is not None:  # before this trainer heard of it
         folder.remove(checkpoints.NAME)
         raise TrialStoppedError("others of this search do better")
@@ -150,7 +107,7 @@ def answer(trial: Trial, desk: Desk, endpoint: Endpoint, progress: Progress) -> 
     if folder.exists("answers.json"):
         return
     if folder.exists("training.json") and trial.method == "lora":
-        gate.require(trial, folder, desk.unseen(trial), endpoint, _limits(trial))
+        gate.require(trial, folder, unseen(trial, desk), endpoint, _limits(trial))
     settings = trial.settings
     records = desk.records(trial, "eval")
     scorer = _scorer(trial, desk, records)
@@ -196,28 +153,15 @@ def answer_val(trial: Trial, desk: Desk, endpoint: Endpoint, most: int, progress
     folder.write_json("val.json", {"most": most, "wall_s": answers.wall_s})
 
 
+def unseen(trial: Trial, desk: Desk) -> list[Record]:
+    """What parity is checked on: the validation split, or the train split if it is empty."""
+    return prompted(trial, desk.records(trial, "val") or desk.records(trial, "train"))
+
+
 def prompted(trial: Trial, records: Sequence[Record]) -> list[Record]:
     """The records with the trial's own system prompt, where it has one; ids stay."""
     text = trial.settings.get("system_prompt")
     return [_with_system(record, text) for record in records] if text else list(records)
-
-
-def read(folder: Storage) -> Trial:
-    """The trial whose folder it is."""
-    spec = folder.read_json("spec.json")
-    return Trial(**{field.name: spec[field.name] for field in fields(Trial)})
-
-
-def write_spec(folder: Storage, trial: Trial) -> None:
-    """Leave word of what is tried here."""
-    folder.write_json("spec.json", {"key": trial.key, "label": trial.label, **asdict(trial)})
-
-
-def read_scores(folder: Storage) -> list[Score]:
-    """All scores a trial has so far."""
-    scores = folder.at("scores")
-    rows = (row for name in scores.names(".jsonl") for row in scores.read_lines(name))
-    return [Score.from_row(row) for row in rows]
 
 
 def production_scores(trial: Trial, desk: Desk) -> list[Score]:
@@ -225,51 +169,6 @@ def production_scores(trial: Trial, desk: Desk) -> list[Score]:
     records = desk.records(trial, "eval")
     logged = [Completion(record.id, record.answer) for record in records]
     return _scorer(trial, desk, records).score_all(records, logged, partial(_embed, desk))
-
-
-def read_latency(folder: Storage) -> tuple[Latency | None, float]:
-    """A trial's latency (none when no request was answered), and the seconds it asked for."""
-    data = folder.read_json("answers.json")
-    return Latency(**data["latency"]) if data["latency"] else None, data["wall_s"]
-
-
-def read_stop(folder: Storage) -> Json:
-    """How many records a trial stopped early was ``asked``, ``of`` how many; else nothing."""
-    stopped: Json = folder.read_json("answers.json").get("stopped", {})
-    return stopped
-
-
-def slug(name: str) -> str:
-    """A name as part of a path or URL."""
-    last = name.rstrip("/").rsplit("/", 1)[-1].lower()
-    return "".join(c if c.isalnum() else "-" for c in last)[:40].strip("-")
-
-
-def write_failure(folder: Storage, error: BaseException) -> None:
-    """Leave word of why a trial failed, in one bounded sentence."""
-    kind = "" if isinstance(error, FlywheelError) else f"{type(error).__name__}: "
-    folder.write_json("failed.json", {"error": f"{kind}{error}"[:2000]})
-
-
-def write_stop(folder: Storage, facts: Json) -> None:
-    """Leave word that a scheduler ended this training, and how far it was."""
-    folder.write_json("stopped.json", facts)
-
-
-def stopped(folder: Storage) -> Json | None:
-    """How far a training was that a scheduler ended; none where none did.
-
-    What a scheduler has ended counts as that, even if the trainer had saved it before it heard.
-    """
-    if not folder.exists("stopped.json"):
-        return None
-    facts: Json = folder.read_json("stopped.json")
-    return facts
-
-
-def failure(folder: Storage) -> str:
-    """Why a trial failed, or the empty string."""
-    return str(folder.read_json("failed.json")["error"]) if folder.exists("failed.json") else ""
 
 
 def _limits(trial: Trial) -> ParityConfig:

@@ -13,13 +13,13 @@ import pyarrow as pa
 from flywheel import scoring
 from flywheel.config import Experiment, RankingConfig, dump, validate
 from flywheel.datasets import tool_of
+from flywheel.folders import Desk, write_spec
 from flywheel.leaderboard import Leaderboard, rank
 from flywheel.report import Material
 from flywheel.scoring import misses_by_kind
 from flywheel.scoring.text import text_of
 from flywheel.statistics import estimate, plan, wilson
 from flywheel.storage import Storage
-from flywheel.trials import Desk, write_spec
 from flywheel.types import (
     Completion,
     Cost,

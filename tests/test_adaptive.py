@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flywheel import adaptive, trials
+from flywheel import adaptive, folders, trials
 from flywheel.config import Experiment, validate
 from flywheel.errors import ConfigError
+from flywheel.folders import Desk
 from flywheel.inference import read
 from flywheel.planning import plan
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, sample_record, text_reply, tool_reply
-from flywheel.trials import Desk
 from flywheel.types import Json, Record, Trial
 
 RECORDS = sorted(
@@ -54,9 +54,9 @@ def answered(folder: Path, answer: Any, **ranking: Any) -> tuple[Desk, Trial]:
 def test_a_trial_that_is_surely_worse_is_asked_no_further(tmp_path: Path) -> None:
     desk, trial = answered(tmp_path, wrong, adaptive=True)
     folder = desk.folder(trial)
-    assert trials.read_stop(folder) == {"asked": 32, "of": 100}
+    assert folders.read_stop(folder) == {"asked": 32, "of": 100}
     assert len(read(folder.at("completions"))) == 32
-    accuracy = [s for s in trials.read_scores(folder) if s.metric == "function_name"]
+    accuracy = [s for s in folders.read_scores(folder) if s.metric == "function_name"]
     assert {s.record_id for s in accuracy} == {record.id for record in RECORDS[:32]}
 
 
@@ -65,8 +65,8 @@ def test_a_trial_that_is_not_is_asked_all_as_without(tmp_path: Path) -> None:
     for name, on in (("on", True), ("off", False)):
         desk, trial = answered(tmp_path / name, right, adaptive=on)
         folder = desk.folder(trial)
-        assert trials.read_stop(folder) == {}
-        found.append({(s.record_id, s.metric, s.value) for s in trials.read_scores(folder)})
+        assert folders.read_stop(folder) == {}
+        found.append({(s.record_id, s.metric, s.value) for s in folders.read_scores(folder)})
     assert found[0] == found[1]
     assert len({record for record, _, _ in found[0]}) == 100
 
@@ -80,7 +80,7 @@ def test_where_it_is_off_trials_are_what_they_were() -> None:
 
 def test_a_metric_that_needs_a_judge_stops_nobody(tmp_path: Path) -> None:
     desk, trial = answered(tmp_path, wrong, adaptive=True, metric="similarity")
-    assert trials.read_stop(desk.folder(trial)) == {}
+    assert folders.read_stop(desk.folder(trial)) == {}
 
 
 def in_conversations(size: int) -> list[Record]:

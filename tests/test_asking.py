@@ -17,8 +17,8 @@ from flywheel.asking import Asked, Queue
 from flywheel.budget import Budget
 from flywheel.config import BudgetConfig
 from flywheel.errors import EngineError
+from flywheel.folders import Desk
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Trial
 
 

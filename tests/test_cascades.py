@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel import cascades, config, costs, inference, planning, scoring, trials
+from flywheel import cascades, config, costs, folders, inference, planning, scoring, trials
 from flywheel.cascades import NO_ANSWER, UNPARSABLE, UNSURE, VIOLATION, Answered, choose, reason
 from flywheel.cascading import Cascade, Cascades, read_handed_over
 from flywheel.config import Experiment, validate
 from flywheel.errors import ConfigError
+from flywheel.folders import Desk
 from flywheel.inference.journal import Journal
 from flywheel.leaderboard import TOOL_METRIC, Leaderboard, rank
 from flywheel.report import Material, read, render
@@ -25,7 +26,6 @@ from flywheel.report.operations import speeds
 from flywheel.statistics import estimates
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, Reply, sample_record, text_reply, tool_reply
-from flywheel.trials import Desk
 from flywheel.types import Completion, Cost, Json, Latency, Record, Trial, TrialResult
 
 RIGHT = tool_reply("track_order", {"order_id": "A-1"})
@@ -188,7 +188,7 @@ def a_run(tmp_path: Path, experiment: Experiment, wrong_every: int) -> tuple[Des
         if split == "eval":
             pairs = zip(records, completions, strict=True)
             scores = [s for r, c in pairs for s in scoring.score(r, c)]
-    folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, scores))
+    folder.at("scores").write_lines(folders.PROGRAMMATIC, map(asdict, scores))
     folder.write_json("answers.json", {"wall_s": 1.0, "latency": None})
     folder.write_json("val.json", {"most": VAL, "wall_s": 1.0})
     cost = costs.compared(SMALL, PRODUCTION)
@@ -205,7 +205,7 @@ def asked_again(desk: Desk, experiment: Experiment) -> TrialResult:
                for i, r in enumerate(records)]  # fmt: skip
     scores = [s for r, c in zip(records, answers, strict=True) for s in scoring.score(r, c)]
     folder.at("completions").write_lines("0.jsonl", map(asdict, answers))
-    folder.at("scores").write_lines(trials.PROGRAMMATIC, map(asdict, scores))
+    folder.at("scores").write_lines(folders.PROGRAMMATIC, map(asdict, scores))
     folder.write_json("answers.json", {"wall_s": 1.0, "latency": None})
     return TrialResult(again, "succeeded", metrics=estimates(scores))
 
@@ -246,7 +246,7 @@ def test_what_a_cascade_rests_on_lies_as_a_trials_does(tmp_path: Path) -> None:
     assert desk.of(result).url == desk.folder(result.trial).url
     assert TrialResult.from_json(folder.read_json("result.json")) == made.result
     assert inference.read(folder.at("completions")) == made.completions
-    assert trials.read_scores(folder) == made.scores
+    assert folders.read_scores(folder) == made.scores
     assert [made.completions[i].message for i in (0, 1)] == [record(0).answer, RIGHT]
     handed = {record(i).id: UNSURE for i in range(0, EVAL, 5)}
     assert read_handed_over(folder) == made.handed_over == handed
@@ -258,7 +258,7 @@ def test_a_cascade_is_a_row_and_no_trial(tmp_path: Path) -> None:
     desk, result = a_run(tmp_path, experiment, wrong_every=5)
     ((made,), _) = cascades_of(experiment, desk, result)
     scores = {
-        result.key: trials.read_scores(desk.folder(result.trial)),
+        result.key: folders.read_scores(desk.folder(result.trial)),
         made.result.key: made.scores,
     }
     board = rank([result, made.result], scores, experiment.ranking, production=PRODUCTION)
@@ -274,7 +274,7 @@ def test_a_cascade_is_a_row_and_no_trial(tmp_path: Path) -> None:
 def browsed(experiment: Experiment, desk: Desk, results: Sequence[TrialResult]) -> Material:
     """What a report of these trials and their cascades is made from."""
     made = Cascades(experiment, desk, TOOL_METRIC, {}, PRODUCTION).of(results)
-    scores = {r.key: trials.read_scores(desk.folder(r.trial)) for r in results}
+    scores = {r.key: folders.read_scores(desk.folder(r.trial)) for r in results}
     scores |= {one.result.key: one.scores for one in made}
     rows = [*results, *(one.result for one in made)]
     board = rank(rows, scores, experiment.ranking, production=PRODUCTION)
@@ -336,7 +336,7 @@ def test_production_asked_again_stands_for_what_is_handed_over(tmp_path: Path) -
     other = asked_again(desk, experiment)
     maker = Cascades(experiment, desk, TOOL_METRIC, {}, PRODUCTION)
     (made,) = maker.of([result, other])
-    assert trials.read_scores(desk.of(made.result)) == made.scores
+    assert folders.read_scores(desk.of(made.result)) == made.scores
     assert made.result.metrics[TOOL_METRIC].value == 0.99  # record 0 was handed over
     assert made.result.latency is not None
     assert (made.result.latency.p50_s, made.result.latency.p95_s) == (1.0, 4.0)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from flywheel import chosen, config, trials
+from flywheel import chosen, config, folders
 from flywheel.chosen import Choice
 from flywheel.cluster import Cluster
 from flywheel.errors import ConfigError, RequestError
+from flywheel.folders import Desk
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 CANDIDATE = {
@@ -44,7 +44,7 @@ def desk(tmp_path: Path) -> Desk:
 def finished(desk: Desk, method: str, status: str = "succeeded", **settings: Any) -> Choice:
     parameters = {"rank": 32} if method == "lora" else {}
     trial = Trial("small", "org/small", method, parameters, "f00d", 0, settings)
-    trials.write_spec(desk.folder(trial), trial)
+    folders.write_spec(desk.folder(trial), trial)
     desk.folder(trial).write_json("result.json", {"status": status})
     return Choice(storage=desk.storage.url, run=desk.run_id, trial=trial.key)
 

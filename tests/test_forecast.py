@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from flywheel import planning, trials
+from flywheel import folders, planning
 from flywheel.config import validate
+from flywheel.folders import Desk
 from flywheel.forecast import Forecast, forecast, longest_first, speeds
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 TRAINING: Json = {"steps": None, "batch_tokens": None, "batch_records": 16}
@@ -26,7 +26,7 @@ def measured(storage: Storage, name: str, seconds: float, per_s: float = 2.0) ->
     """A run whose one trial learned from 100 records twice and then answered."""
     desk, trial = Desk(storage, name), lora()
     folder = desk.folder(trial)
-    trials.write_spec(folder, trial)
+    folders.write_spec(folder, trial)
     done = {"rows": 100, "steps": 12, "steps_planned": 12, "seconds": seconds}
     folder.write_json("training.json", done)
     latency = {

@@ -22,6 +22,7 @@ from rich.console import Console
 from flywheel import cli
 from flywheel.config import Experiment, dump
 from flywheel.errors import RequestError
+from flywheel.folders import read_scores
 from flywheel.judging import Labels, Session, human
 from flywheel.judging.labels import Label, sample
 from flywheel.judging.pairs import Pair
@@ -32,7 +33,6 @@ from flywheel.serving import remote
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, likely_verdict, sample_record, text_reply, verdict
-from flywheel.trials import read_scores
 from flywheel.types import Completion, Json, Score, Trial, TrialResult
 
 DATASET = "f00d"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from flywheel import latency, loadtest, planning
 from flywheel.config import ClientConfig, LatencyConfig, SloConfig, validate
 from flywheel.errors import ConfigError, EngineError
+from flywheel.folders import Desk
 from flywheel.inference import Ask
 from flywheel.inference.load import Stopwatch, send
 from flywheel.latency import LONGEST_S, Timing, arrivals, level, load_test, loads
@@ -27,7 +28,6 @@ from flywheel.testing import (
     text_reply,
     tool_reply,
 )
-from flywheel.trials import Desk
 from flywheel.types import Json, LoadTest, Trial
 
 ONCE = ClientConfig(cache=False, outage_s=60)

@@ -30,7 +30,7 @@ LAYERS = {
         "tracking", "promotion",
     },
     "trials": {
-        "planning", "arrivals", "gate", "trials", "adaptive", "sweep", "asking", "reuse",
+        "planning", "arrivals", "gate", "folders", "trials", "adaptive", "sweep", "asking", "reuse",
         "forecast", "fanout", "steps", "loadtest", "cascading", "report", "monitor", "stages",
     },
     "runs": {

@@ -9,16 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flywheel import trials
+from flywheel import folders, trials
 from flywheel.config import Experiment, RankingConfig, validate
 from flywheel.errors import ConfigError, StorageError
+from flywheel.folders import Desk
 from flywheel.leaderboard import Leaderboard, Verdict, rank, table, verdict
 from flywheel.planning import plan
 from flywheel.scoring import Scorer, chosen, references
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, sample_record, text_reply, tool_reply
-from flywheel.trials import Desk
 from flywheel.types import Completion, Json, Score, ScoreStatus, Trial, TrialResult
 
 RECORDS = sorted(
@@ -140,7 +140,7 @@ def answered(tmp_path: Path, expected: dict[str, Any], kept: Any = None) -> tupl
     dataset.write_json("manifest.json", {"class_mix": {"curated": {"label 0": 9, "label 1": 9}}})
     path = truth(tmp_path / "t.jsonl", expected)
     found = references.read(path, masking=True)
-    desk.run.write_lines(trials.REFERENCES, found.rows() if kept is None else kept)
+    desk.run.write_lines(folders.REFERENCES, found.rows() if kept is None else kept)
     with FakeEndpoint(lambda body: text_reply("label 1")) as fake:
         (trial,) = plan(experiment(fake.url, path), "f")
         trials.answer(trial, desk, fake.endpoint(), lambda done, total: None)
@@ -149,7 +149,7 @@ def answered(tmp_path: Path, expected: dict[str, Any], kept: Any = None) -> tupl
 
 def test_a_trial_and_production_itself_are_scored_by_the_file(tmp_path: Path):
     desk, trial = answered(tmp_path, {record.id: "label 1" for record in RECORDS})
-    scores = trials.read_scores(desk.folder(trial))
+    scores = folders.read_scores(desk.folder(trial))
     assert {(s.metric, s.value) for s in scores} == {("exact_match", 1.0), ("label_accuracy", 1.0)}
     logged = [s for s in trials.production_scores(trial, desk) if s.metric == "label_accuracy"]
     assert sum(s.value or 0 for s in logged) == 10

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sample_run import MANIFEST, SampleRun, a_sample_run, call, message
 
 from flywheel.errors import StorageError
+from flywheel.folders import REFERENCES, Desk
 from flywheel.leaderboard import Leaderboard
 from flywheel.report import funnel, read, render
 from flywheel.report.charts import pareto
@@ -25,7 +26,6 @@ from flywheel.report.material import FEATURED, featured
 from flywheel.report.text import TEXT_LIMIT, cut, line, shown, visible
 from flywheel.scoring import References
 from flywheel.storage import Storage
-from flywheel.trials import REFERENCES, Desk
 from flywheel.types import Completion, Cost, Estimate, Json, Trial, TrialResult
 
 HOSTILE = [

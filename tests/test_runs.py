@@ -8,9 +8,9 @@ import pytest
 from flywheel import runs
 from flywheel.config import Experiment, dump, validate
 from flywheel.errors import RequestError
+from flywheel.folders import Desk
 from flywheel.runs import Note
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 
 
 def experiment(place: Path, **changes: Any) -> Experiment:

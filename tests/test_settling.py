@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from flywheel.config import Experiment
 from flywheel.errors import ConfigError
+from flywheel.folders import read_scores
 from flywheel.judging import Judge, Labels, Panel, Session, judges, panels
 from flywheel.judging.settling import METRIC, programs
 from flywheel.serving import remote
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, sample_record, text_reply, tool_reply, verdict
-from flywheel.trials import read_scores
 from flywheel.types import Completion, Json, Record, ScoreStatus
 
 LONG = "word " * 500

@@ -11,6 +11,7 @@ from flywheel.budget import Budget
 from flywheel.cluster import Cluster
 from flywheel.config import BudgetConfig, Experiment, validate
 from flywheel.errors import RequestError
+from flywheel.folders import Desk, write_failure, write_stop
 from flywheel.monitor import Monitor
 from flywheel.progress import Silent
 from flywheel.scoring import References
@@ -21,7 +22,6 @@ from flywheel.stages.results import Yardstick
 from flywheel.stages.session import Session
 from flywheel.storage import Storage
 from flywheel.testing import sample_record
-from flywheel.trials import Desk, write_failure, write_stop
 from flywheel.types import Json, Trial
 
 SMALL: Json = {"name": "small", "model": "org/small", "price_per_hour": 3.0, "gpus": 2}

@@ -11,11 +11,11 @@ from rich.console import Console
 from flywheel import metrics, monitor, status
 from flywheel.budget import Budget
 from flywheel.config import BudgetConfig
+from flywheel.folders import Desk
 from flywheel.monitor import Monitor
 from flywheel.progress import Silent
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 NOTE: Json = {

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from flywheel import trials
+from flywheel import folders
 from flywheel.budget import Budget
 from flywheel.config import BudgetConfig, Experiment, dump, validate
+from flywheel.folders import Desk
 from flywheel.planning import plan, suggestions
 from flywheel.reuse import Earlier, source
 from flywheel.storage import Storage
 from flywheel.sweep import Guided, Listed
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 
@@ -60,7 +60,7 @@ def drawn(feed: Guided | Listed) -> Iterator[Trial]:
 def trained(desk: Desk, trial: Trial, loss: float | None = None) -> None:
     """What a training would leave."""
     folder = desk.folder(trial)
-    trials.write_spec(folder, trial)
+    folders.write_spec(folder, trial)
     value = trial.parameters["learning_rate"] if loss is None else loss
     folder.write_json("training.json", {"val_loss": value, "seconds": 10.0})
 
@@ -124,7 +124,7 @@ def test_a_reached_budget_ends_the_suggestions(storage: Storage) -> None:
 def test_what_has_begun_is_finished_whatever_the_budget(storage: Storage) -> None:
     desk, budget = Desk(storage, "run"), Budget(BudgetConfig(gpu_hours=1))
     planned = [Trial("c", "m", "base", {"n": n}, "f", 0) for n in range(3)]
-    trials.write_spec(desk.folder(planned[1]), planned[1])
+    folders.write_spec(desk.folder(planned[1]), planned[1])
     budget.spend(2, 0)
     assert list(drawn(Listed(planned, desk, budget, nothing))) == [planned[1]]
     assert budget.refused == {"gpu_hours (2 of 1)": 2}
@@ -171,7 +171,7 @@ def finished(storage: Storage, name: str, one: Experiment, trial: Trial, *steps:
     desk.run.write_bytes("experiment.yaml", dump(one).encode())
     desk.run.write_json("run.json", {"run": name, "dataset": "f", "status": "succeeded"})
     folder = desk.folder(trial)
-    trials.write_spec(folder, trial)
+    folders.write_spec(folder, trial)
     for step in steps:
         folder.write_json(f"{step}.json", {"by": "asha", "of": name})
     folder.write_bytes("adapter/nested/adapter_model.safetensors", b"weights")
@@ -197,7 +197,7 @@ def test_a_later_run_takes_over_what_an_earlier_one_has_finished(storage: Storag
     assert all(folder.exists(f"{name}.json") for name in ("answers", "reference", "parity"))
     assert not folder.exists("result.json")
     assert source(folder) == "run-1"
-    assert trials.read(folder) == LORA
+    assert folders.read_spec(folder) == LORA
 
 
 def test_of_a_run_that_only_trained_the_adapter_is_taken(storage: Storage) -> None:
@@ -224,7 +224,7 @@ def test_what_was_stopped_stays_stopped_under_the_same_scheduler(
     desk = Desk(storage, "run-2")
     rule = {"algorithm": "optuna", "scheduler": {"kind": kind}}
     Earlier(experiment(search=rule), desk, "f").adopt(LORA)
-    assert (trials.stopped(desk.folder(LORA)) is not None) is taken
+    assert (folders.stopped(desk.folder(LORA)) is not None) is taken
 
 
 def test_another_dataset_or_an_unknown_trial_gives_nothing(storage: Storage) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flywheel import trials
+from flywheel import folders, trials
 from flywheel.config import validate
 from flywheel.errors import TrialStoppedError
+from flywheel.folders import Desk
 from flywheel.methods.checkpoints import NAME
 from flywheel.planning import plan
 from flywheel.storage import Storage
 from flywheel.testing import sample_record, tiny_model, tool_reply
-from flywheel.trials import Desk
 from flywheel.types import Json, Trial
 
 SHORT: Json = {"steps": 3, "batch_records": 4, "checkpoint_every_s": 0}
@@ -63,9 +63,9 @@ def test_trials_are_told_apart_by_what_decides_their_length(planned: dict[str, T
 def test_parity_is_asked_with_the_trials_own_prompt(desk: Desk, planned: dict[str, Trial]) -> None:
     trial = planned["lora"]
     other = replace(trial, settings={**trial.settings, "system_prompt": "Be brief."})
-    said = [record.messages[0]["content"] for record in desk.unseen(other)]
+    said = [record.messages[0]["content"] for record in trials.unseen(other, desk)]
     assert said == ["Be brief."] * 2
-    assert [r.id for r in desk.unseen(other)] == [r.id for r in desk.unseen(trial)]
+    assert [r.id for r in trials.unseen(other, desk)] == [r.id for r in trials.unseen(trial, desk)]
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_a_trial_stopped_during_its_last_steps_is_not_saved_as_finished(
     facts = {"by": "asha", "share": 0.9, "val_loss": 2.0, "seconds": 1.0}
 
     def stop_unheard(done: int, total: int, val_loss: float | None = None) -> None:
-        trials.write_stop(folder, facts)
+        folders.write_stop(folder, facts)
 
     with pytest.raises(TrialStoppedError):
         trials.train(trial, desk, 1, stop_unheard)
     assert not folder.exists("training.json")
     assert not folder.exists(NAME)
-    assert trials.stopped(folder) == facts
+    assert folders.stopped(folder) == facts
 
 
 def test_what_a_scheduler_stopped_counts_as_stopped_even_where_it_was_saved(
@@ -122,6 +122,6 @@ def test_what_a_scheduler_stopped_counts_as_stopped_even_where_it_was_saved(
 ) -> None:
     folder = desk.folder(replace(planned["lora"], seed=8))
     folder.write_json("training.json", {"val_loss": 1.0, "seconds": 2.0})
-    assert trials.stopped(folder) is None
-    trials.write_stop(folder, {"by": "asha", "share": 0.9})
-    assert trials.stopped(folder) == {"by": "asha", "share": 0.9}
+    assert folders.stopped(folder) is None
+    folders.write_stop(folder, {"by": "asha", "share": 0.9})
+    assert folders.stopped(folder) == {"by": "asha", "share": 0.9}

@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flywheel import planning, trials
+from flywheel import folders, planning, trials
 from flywheel.config import ClientConfig, Experiment, validate
 from flywheel.datasets.training import training_rows
 from flywheel.errors import ConfigError, EngineError, ModelNotFoundError, TrainingError
+from flywheel.folders import Desk
 from flywheel.planning import plan
 from flywheel.scoring import TOOL_METRICS
 from flywheel.serving import Endpoint
 from flywheel.statistics import estimate
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, Reply, sample_record, text_reply, tool_reply
-from flywheel.trials import Desk
 from flywheel.types import Json, Miss, ScoreStatus, Trial
 
 REMOTE: Json = {"model": "big", "endpoint": "https://api.example/v1"}
@@ -315,11 +315,11 @@ def test_a_trial_leaves_completions_scores_and_its_latency(desk: Desk) -> None:
         trial = answer(desk, fake)
     folder = desk.folder(trial)
     assert folder.names() == ["answers.json", "completions", "scores"]
-    scores = trials.read_scores(folder)
+    scores = folders.read_scores(folder)
     assert {(s.record_id, s.metric, s.value) for s in scores} == {
         (r.id, metric, 1.0) for r in RECORDS for metric in TOOL_METRICS
     }
-    latency, wall_s = trials.read_latency(folder)
+    latency, wall_s = folders.read_latency(folder)
     assert latency is not None
     assert latency.concurrency == 2
     assert 0 < latency.p50_s <= latency.p95_s <= wall_s
@@ -333,7 +333,7 @@ def test_an_answered_trial_asks_nothing_again(desk: Desk) -> None:
         desk.folder(trial).remove("answers.json")
         answer(desk, fake)
     assert len(fake.requests) == 2
-    latency, wall_s = trials.read_latency(desk.folder(trial))
+    latency, wall_s = folders.read_latency(desk.folder(trial))
     assert latency is not None
     assert latency.p50_s <= wall_s <= latency.p95_s  # two answers, got side by side
 
@@ -349,7 +349,7 @@ def test_a_request_carries_the_experiments_sampling(desk: Desk) -> None:
 def test_what_an_answer_misses_lies_in_its_scores(desk: Desk) -> None:
     with FakeEndpoint(lambda _: tool_reply("f", {"order": 7, "now": True})) as fake:
         trial = answer(desk, fake)
-    misses = {s.metric: (s.misses, s.reason) for s in trials.read_scores(desk.folder(trial))}
+    misses = {s.metric: (s.misses, s.reason) for s in folders.read_scores(desk.folder(trial))}
     assert misses["function_name"] == ((), "")
     assert misses["function_name_and_args_accuracy"] == (
         (Miss.EXTRA_ARGUMENT, Miss.WRONG_TYPE),
@@ -372,7 +372,7 @@ def test_the_experiment_says_whether_the_order_of_calls_matters(
         changes = {"methods": {"base": {}}, "scoring": {"call_order": order}}
         (trial,) = plan(experiment(candidates=[candidate], **changes), "f")
         trials.answer(trial, desk, fake.endpoint(), silent)
-    values = {s.metric: s.value for s in trials.read_scores(desk.folder(trial))}
+    values = {s.metric: s.value for s in folders.read_scores(desk.folder(trial))}
     assert values["function_name_and_args_accuracy"] == value
 
 
@@ -384,7 +384,7 @@ def test_one_failed_request_is_failed_not_zero(desk: Desk) -> None:
 
     with FakeEndpoint(half) as fake:
         trial = answer(desk, fake)
-    scores = trials.read_scores(desk.folder(trial))
+    scores = folders.read_scores(desk.folder(trial))
     by_record = {s.record_id: s for s in scores if s.metric == "function_name"}
     assert by_record[RECORDS[0].id].status is ScoreStatus.FAILED
     assert by_record[RECORDS[1].id].value == 0.0
@@ -477,18 +477,18 @@ def test_another_run_of_a_trial_pays_nothing(desk: Desk) -> None:
         for run in ("one", "two"):
             trials.answer(trial, replace(desk, run_id=run), endpoint, silent)
     assert len(fake.requests) == 2
-    latency, _ = trials.read_latency(replace(desk, run_id="two").folder(trial))
+    latency, _ = folders.read_latency(replace(desk, run_id="two").folder(trial))
     assert latency is not None
 
 
 def test_a_failure_is_a_sentence_on_disk(desk: Desk) -> None:
     folder = desk.folder(Trial("c", "m", "lora", {}, "f", 0))
-    assert trials.failure(folder) == ""
-    trials.write_failure(folder, TrainingError("loss is nan at step 3 of 9"))
-    assert trials.failure(folder) == "loss is nan at step 3 of 9"
-    trials.write_failure(folder, ValueError("x" * 10_000))
-    assert trials.failure(folder).startswith("ValueError: xxx")
-    assert len(trials.failure(folder)) <= 2000
+    assert folders.failure(folder) == ""
+    folders.write_failure(folder, TrainingError("loss is nan at step 3 of 9"))
+    assert folders.failure(folder) == "loss is nan at step 3 of 9"
+    folders.write_failure(folder, ValueError("x" * 10_000))
+    assert folders.failure(folder).startswith("ValueError: xxx")
+    assert len(folders.failure(folder)) <= 2000
 
 
 def test_a_trained_adapter_is_not_trained_again(desk: Desk) -> None:

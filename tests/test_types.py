@@ -12,13 +12,13 @@ import pytest
 
 from flywheel import errors
 from flywheel.config import CandidateConfig, validate
+from flywheel.folders import Desk
 from flywheel.judging import Pair
 from flywheel.rendering import Example
 from flywheel.serving import Endpoint
 from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
 from flywheel.testing import sample_record
-from flywheel.trials import Desk
 from flywheel.types import (
     Completion,
     Cost,

@@ -160,7 +160,7 @@ def _written(form: ReportFormat, storage: str, folder: Storage) -> str:
     if form is ReportFormat.JSON:
         return json.dumps(board.to_json(), indent=2, ensure_ascii=False) + "\n"
     from flywheel import report
-    from flywheel.trials import Desk
+    from flywheel.folders import Desk
 
     run_id = folder.url.rsplit("/", 1)[-1]
     return report.render(report.read(Desk(Storage(storage), run_id)))

@@ -10,13 +10,13 @@ import yaml
 
 from flywheel import config, curation, judging, report
 from flywheel.errors import RequestError
+from flywheel.folders import Desk
 from flywheel.inference import read
 from flywheel.judging.labels import Drawn, Label, Labels
 from flywheel.judging.pairs import Pair, pair_of
 from flywheel.leaderboard import Leaderboard
 from flywheel.statistics import conversations
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Json, Record
 
 

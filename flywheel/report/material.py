@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import yaml
 
-from flywheel import inference, trials
+from flywheel import inference
 from flywheel.cascading import read_handed_over
+from flywheel.folders import REFERENCES, Desk, read_scores
 from flywheel.leaderboard import Leaderboard, Row
 from flywheel.scoring import References
-from flywheel.trials import Desk
 from flywheel.types import Completion, Json, Record, Score
 
 FEATURED = 6
@@ -65,7 +65,7 @@ def read(desk: Desk) -> Material:
         records=_expected(desk, board, [Record.from_row(row) for row in rows]),
         classes={row["id"]: row.get("class") or "" for row in rows},
         completions={key: inference.read(f.at("completions")) for key, f in folders.items()},
-        scores={key: trials.read_scores(folder) for key, folder in folders.items()},
+        scores={key: read_scores(folder) for key, folder in folders.items()},
         results={
             key: folder.read_json("result.json")
             for key, folder in folders.items()
@@ -79,7 +79,7 @@ def _expected(desk: Desk, board: Leaderboard, records: list[Record]) -> list[Rec
     """A record that a ground-truth file does not name is not scored, and stays as it is."""
     if not board.ground_truth or not records:
         return records
-    truth = References.of_rows(desk.run.read_lines(trials.REFERENCES))
+    truth = References.of_rows(desk.run.read_lines(REFERENCES))
     return [truth.of(record) or record for record in records]
 
 

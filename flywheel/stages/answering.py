@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from flywheel import fanout, loadtest, steps, trials
+from flywheel import fanout, folders, loadtest, steps, trials
 from flywheel.asking import Asked
 from flywheel.config import LEARNING
+from flywheel.folders import Desk
 from flywheel.serving import Endpoint
 from flywheel.stages.hosting import Engines
 from flywheel.stages.metering import Meter
 from flywheel.stages.session import Session
-from flywheel.trials import Desk
 from flywheel.types import Trial
 
 
@@ -61,5 +61,5 @@ def askings(session: Session, meter: Meter) -> Iterator[steps.Asking]:
 def _failed(desk: Desk, trial: Trial) -> bool:
     """A trial without the weights it was to learn has failed, or was stopped, in training."""
     folder = desk.folder(trial)
-    learned = folder.exists("training.json") and trials.stopped(folder) is None
+    learned = folder.exists("training.json") and folders.stopped(folder) is None
     return trial.method in LEARNING and not learned

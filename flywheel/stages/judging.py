@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from flywheel import curation, judging, metrics, trials
+from flywheel import curation, folders, judging, metrics
 from flywheel.config import JudgeConfig
+from flywheel.folders import Desk
 from flywheel.scoring import References
 from flywheel.serving import Endpoint, remote
 from flywheel.stages.hosting import Engines
 from flywheel.stages.session import Session
 from flywheel.storage import Storage
-from flywheel.trials import Desk
 from flywheel.types import Json, Record, ScoreStatus, Trial
 
 
@@ -82,6 +82,6 @@ def _endpoint(engines: Engines, judge: JudgeConfig) -> Iterator[Endpoint]:
 
 
 def _count_judge_errors(folder: Storage) -> None:
-    unscored = (s for s in trials.read_scores(folder) if s.status == ScoreStatus.UNSCORED)
+    unscored = (s for s in folders.read_scores(folder) if s.status == ScoreStatus.UNSCORED)
     for judge, count in Counter(s.judge for s in unscored if s.judge).items():
         metrics.JUDGE_ERRORS.tell(count, judge=judge)

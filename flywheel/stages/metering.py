@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flywheel import costs, loadtest, trials
+from flywheel import costs, folders, loadtest
 from flywheel.inference import read as read_completions
 from flywheel.stages.session import Session
 from flywheel.types import Completion, Trial
@@ -21,7 +21,7 @@ class Meter:
         """Tell the budget what a training took."""
         experiment, folder = self.session.experiment, self.session.desk.folder(trial)
         trainer = getattr(experiment.methods, trial.method)
-        facts = trials.stopped(folder)
+        facts = folders.stopped(folder)
         if facts is None and folder.exists("training.json"):
             facts = folder.read_json("training.json")
         if facts is not None:
@@ -34,7 +34,7 @@ class Meter:
         """Tell the budget what the answers took."""
         folder = self.session.desk.folder(trial)
         if folder.exists("answers.json"):
-            _, wall_s = trials.read_latency(folder)
+            _, wall_s = folders.read_latency(folder)
             self._spend(trial, read_completions(folder.at("completions")), wall_s)
 
     def answered_val(self, trial: Trial) -> None:

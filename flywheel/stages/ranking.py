@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flywheel import leaderboard, trials
+from flywheel import folders, leaderboard, trials
 from flywheel.cascading import Cascade, Cascades
 from flywheel.leaderboard import Leaderboard
 from flywheel.stages.results import Yardstick
@@ -76,5 +76,5 @@ def _logged(
 def _scores(
     session: Session, results: Sequence[TrialResult], cascades: Sequence[Cascade]
 ) -> dict[str, list[Score]]:
-    own = {r.key: trials.read_scores(session.desk.folder(r.trial)) for r in results}
+    own = {r.key: folders.read_scores(session.desk.folder(r.trial)) for r in results}
     return own | {cascade.result.key: cascade.scores for cascade in cascades}

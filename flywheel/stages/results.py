@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flywheel import costs, loadtest, reuse, trials
+from flywheel import costs, folders, loadtest, reuse
 from flywheel.config import Experiment, LatencyConfig, SloConfig
 from flywheel.inference import read as read_completions
 from flywheel.scoring import References, classes, misses_by_kind
@@ -32,8 +32,8 @@ class Yardstick:
 def collect(session: Session, yardstick: Yardstick, trial: Trial) -> TrialResult:
     """What a trial came to, written down."""
     folder = session.desk.folder(trial)
-    error = trials.failure(folder)
-    stop = trials.stopped(folder)
+    error = folders.failure(folder)
+    stop = folders.stopped(folder)
     if stop is not None:
         result = TrialResult(trial, "stopped", _told(stop), provenance=session.provenance)
     elif not folder.exists("answers.json"):
@@ -51,7 +51,7 @@ def collect(session: Session, yardstick: Yardstick, trial: Trial) -> TrialResult
 def incomplete(session: Session, results: Sequence[TrialResult]) -> list[str]:
     """A sentence for each trial whose answers stand, though what came after them failed."""
     answered = [result.trial for result in results if result.status == "succeeded"]
-    errors = [(trial.label, trials.failure(session.desk.folder(trial))) for trial in answered]
+    errors = [(trial.label, folders.failure(session.desk.folder(trial))) for trial in answered]
     return [f"{label} was not measured in full: {error}" for label, error in errors if error]
 
 
@@ -61,13 +61,13 @@ def _succeeded(
     experiment = session.experiment
     candidate = experiment.candidate(trial.candidate)
     completions = read_completions(folder.at("completions"))
-    latency, wall_s = trials.read_latency(folder)
+    latency, wall_s = folders.read_latency(folder)
     reused = {"reused_from": reuse.source(folder)} if reuse.source(folder) else {}
-    stop = trials.read_stop(folder)
+    stop = folders.read_stop(folder)
     stopped = {"stopped": stop} if stop else {}
     trained = folder.exists("training.json")
     training = folder.read_json("training.json") if trained else {}
-    scores = trials.read_scores(folder)
+    scores = folders.read_scores(folder)
     judges = {score.metric: score.judge for score in scores if score.judge}
     wanted = experiment.latency
     load = loadtest.read(folder, wanted, _slo(experiment, wanted)) if wanted else None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from flywheel.budget import Budget
 from flywheel.cluster import Cluster
 from flywheel.config import Experiment
+from flywheel.folders import Desk
 from flywheel.monitor import Monitor
-from flywheel.trials import Desk
 from flywheel.types import Json
 
 

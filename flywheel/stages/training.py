@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from flywheel import curation, fanout, forecast, models, planning, steps, sweep, trials
+from flywheel import curation, fanout, folders, forecast, models, planning, steps, sweep
 from flywheel.config import LEARNING
 from flywheel.reuse import Earlier
 from flywheel.stages.metering import Meter
@@ -68,7 +68,7 @@ def _untrained(
 
 
 def _over(folder: Storage) -> bool:
-    return folder.exists("training.json") or trials.stopped(folder) is not None
+    return folder.exists("training.json") or folders.stopped(folder) is not None
 
 
 def _train_all(session: Session, method: str, feed: sweep.Feed) -> None:

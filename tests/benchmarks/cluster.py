@@ -34,9 +34,9 @@ from flywheel.asking import Asked, Queue
 from flywheel.budget import Budget
 from flywheel.cluster import Cluster, Want
 from flywheel.config import BudgetConfig, Experiment
+from flywheel.folders import Desk
 from flywheel.storage import Storage
 from flywheel.sweep import Feed, Listed
-from flywheel.trials import Desk
 from flywheel.types import Trial
 
 from . import results

@@ -23,13 +23,14 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from flywheel import cluster, fanout, trials
+from flywheel import cluster, fanout, folders
 from flywheel.budget import Budget
 from flywheel.cluster import Needs
 from flywheel.config import BudgetConfig
+from flywheel.folders import Desk
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
-from flywheel.trials import Desk, Progress
+from flywheel.trials import Progress
 from flywheel.types import Trial
 
 from . import results
@@ -96,7 +97,7 @@ def sweep(folder: Path, count: int) -> Figures:
     seconds = time.perf_counter() - began
     grown = _resident() - before
     missing = [t for t in planned if not desk.folder(t).exists("training.json")]
-    failed = {trials.failure(desk.folder(t)) for t in missing}
+    failed = {folders.failure(desk.folder(t)) for t in missing}
     assert not missing, f"{len(missing)} of {count} trials did not end: {failed}"
     return Figures(count, seconds, grown)
 

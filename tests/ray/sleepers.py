@@ -21,16 +21,17 @@ from typing import Any
 
 import psutil
 
-from flywheel import fanout, spread, trials
+from flywheel import fanout, spread
 from flywheel.budget import Budget
 from flywheel.cluster import Needs, connect
 from flywheel.config import BudgetConfig, ModelConfig
+from flywheel.folders import Desk
 from flywheel.serving import engine
 from flywheel.serving.engine import EngineSpec
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
 from flywheel.testing import tiny_model
-from flywheel.trials import Desk, Progress
+from flywheel.trials import Progress
 from flywheel.types import Json, Trial
 
 
@@ -80,7 +81,7 @@ def sweep(storage: str, plan: Json) -> list[Any]:
     return [
         folder.read_json("training.json")
         if folder.exists("training.json")
-        else {"failed": trials.failure(folder)}
+        else {"failed": folders.failure(folder)}
         for folder in folders
     ]
 

@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 from recovery import told
 
-from flywheel import fanout, trials
+from flywheel import fanout, folders
 from flywheel.budget import Budget
 from flywheel.cluster import Needs
 from flywheel.config import BudgetConfig, SchedulerConfig
 from flywheel.errors import StorageError
 from flywheel.fanout import Step
+from flywheel.folders import Desk
 from flywheel.storage import Storage
 from flywheel.sweep import Listed
-from flywheel.trials import Desk, Progress
+from flywheel.trials import Progress
 from flywheel.types import Json, Trial
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -118,7 +119,7 @@ def broken(trial: Trial, progress: Progress, desk: Desk) -> None:
 def test_a_failure_and_a_killed_trainer_are_data_and_disturb_no_other(desk: Desk) -> None:
     planned = some(5)
     sweep(partial(broken, desk=desk), desk, planned)
-    errors = [trials.failure(desk.folder(trial)) for trial in planned]
+    errors = [folders.failure(desk.folder(trial)) for trial in planned]
     assert errors[1] == "ValueError: no such layer"
     assert "died" in errors[2] or "crashed" in errors[2]
     assert [errors[n] for n in (0, 3, 4)] == ["", "", ""]
@@ -148,7 +149,7 @@ def again(desk: Desk, planned: Sequence[Trial]) -> list[float]:
 def test_what_was_killed_once_is_started_again(desk: Desk, needs: Needs | None, fault: str) -> None:
     planned = some(2)
     sweep(partial(dies_once, desk=desk), desk, planned, needs=needs)
-    assert [trials.failure(desk.folder(trial)) for trial in planned] == ["", ""]
+    assert [folders.failure(desk.folder(trial)) for trial in planned] == ["", ""]
     told(fault, "its second beginning", *again(desk, planned))
 
 
@@ -170,7 +171,7 @@ def kills_its_trial_once(trial: Trial, progress: Progress, desk: Desk) -> None:
 def test_a_tune_trial_that_was_killed_is_started_again_and_so_is_its_task(desk: Desk) -> None:
     planned = some(1)
     sweep(partial(kills_its_trial_once, desk=desk), desk, planned)
-    assert trials.failure(desk.folder(planned[0])) == ""
+    assert folders.failure(desk.folder(planned[0])) == ""
     fault = "The process that watches over a trainer is killed"
     told(fault, "its second beginning", *again(desk, planned))
 
@@ -182,7 +183,7 @@ def always_dies(trial: Trial, progress: Progress) -> None:
 def test_what_is_killed_again_and_again_has_failed(desk: Desk) -> None:
     planned = some(1)
     sweep(always_dies, desk, planned, needs=None)
-    assert trials.failure(desk.folder(planned[0])) == "the process that ran it ended"
+    assert folders.failure(desk.folder(planned[0])) == "the process that ran it ended"
 
 
 def unwritable(trial: Trial, progress: Progress, desk: Desk) -> None:
@@ -217,14 +218,14 @@ def test_a_scheduler_stops_what_does_worse_and_leaves_word_of_how_far_it_came(
     planned = some(6)
     rule = SchedulerConfig.model_validate({"kind": kind, "grace": 0.2, "reduction": 2})
     sweep(partial(learn, desk=desk), desk, planned, needs=Needs(0.5, 0), scheduler=rule)
-    stops = [trials.stopped(desk.folder(trial)) for trial in planned]
+    stops = [folders.stopped(desk.folder(trial)) for trial in planned]
     assert stops[0] is None
     assert desk.folder(planned[0]).exists("training.json")
     left = [stop for stop in stops if stop is not None]
     assert left
     assert all(stop["by"] == kind and 0.2 <= stop["share"] < 1 for stop in left)
     assert all(stop["val_loss"] > 2 and stop["seconds"] > 0 for stop in left)
-    assert not any(trials.failure(desk.folder(trial)) for trial in planned)
+    assert not any(folders.failure(desk.folder(trial)) for trial in planned)
 
 
 def test_a_reached_budget_starts_nothing_and_finishes_what_runs(desk: Desk) -> None:

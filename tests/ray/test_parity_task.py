@@ -13,13 +13,13 @@ from flywheel import paritycheck, trials
 from flywheel.cluster import Cluster
 from flywheel.config import Experiment, ParityConfig, validate
 from flywheel.errors import EngineError, TrainingError
+from flywheel.folders import Desk
 from flywheel.parity import Generation
 from flywheel.paritycheck import Subject
 from flywheel.planning import plan
 from flywheel.progress import Silent
 from flywheel.storage import Storage
 from flywheel.testing import FakeEndpoint, sample_record, text_reply, tiny_model, tool_reply
-from flywheel.trials import Desk
 from flywheel.types import Json
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -110,7 +110,9 @@ def test_an_adapter_that_the_engine_does_not_take_fails_alone(
     experiment: Experiment, desk: Desk
 ) -> None:
     base, *_, whole = subjects(experiment, desk)
-    said = [Generation(r.id, [1], [1], [{1: 0.0}]).to_json() for r in desk.unseen(whole.trial)]
+    said = [
+        Generation(r.id, [1], [1], [{1: 0.0}]).to_json() for r in trials.unseen(whole.trial, desk)
+    ]
     for subject in (base, whole):
         subject.folder.write_json("reference.json", said)
     with FakeEndpoint(lambda body: text_reply("no token ids")) as fake:
