@@ -45,53 +45,77 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: curate, train, answer, score, judge, rank."""
-    from flywheel import pipeline, preflight, runs
-
     if log_texts and not log_format:
         raise RequestError("--log-texts says what a log may hold: name --log-format, too")
+    if submit is not None and address is not None:
+        raise RequestError("--submit sends the run to a cluster, --address joins one: name one")
     changes = overrides(settings, logs)
     loaded = config.load(experiment, changes)
     if submit is not None:
-        if address is not None:
-            raise RequestError("--submit sends the run to a cluster, --address joins one: name one")
         flags = {"--fresh": fresh, "--verbose": verbose, "--log-texts": log_texts}
         log_as = [f"--log-format={log_format}"] if log_format else []
-        arguments = [
-            *(f"--set={one}" for one in changes),
-            *(f for f in flags if flags[f]),
-            *log_as,
-        ]
+        settings_again = [f"--set={one}" for one in changes]
+        arguments = [*settings_again, *(name for name, given in flags.items() if given), *log_as]
         _submit(submit, experiment, loaded, arguments, resume=resume, as_json=as_json)
         return
     if log_format:
         configure(log_format, texts=log_texts)
-    run_id = runs.unfinished(loaded) if resume else None
-    if resume and run_id is None:
-        raise RequestError(f"{experiment}: no unfinished run of it in {loaded.storage}")
-    run_id = run_id or runs.new_id(loaded)
+    run_id = _run_id(experiment, loaded, resume=resume)
     if not verbose:
         hush()
-    place = Storage(loaded.storage).url
-    if log_format:
+    _announce(loaded, run_id, logged=log_format is not None)
+    _run_here(loaded, run_id, address, logged=log_format is not None, fresh=fresh, as_json=as_json)
+
+
+def _run_id(file: Path, experiment: config.Experiment, *, resume: bool) -> str:
+    from flywheel import runs
+
+    if not resume:
+        return runs.new_id(experiment)
+    unfinished = runs.unfinished(experiment)
+    if unfinished is None:
+        raise RequestError(f"{file}: no unfinished run of it in {experiment.storage}")
+    return unfinished
+
+
+def _announce(experiment: config.Experiment, run_id: str, *, logged: bool) -> None:
+    """Tell which run it is and where, and what its eval records can show."""
+    from flywheel import preflight
+
+    place = Storage(experiment.storage).url
+    if logged:
         log.info("run", extra=fields(run=run_id, storage=place))
     else:
         where = f"run [bold]{run_id}[/] in {place}"
         printing.err.print(where, highlight=False, soft_wrap=True)
-    planned = preflight.power(loaded, loaded.dataset.eval_size)
-    printing.warnings(preflight.power_warning(loaded, planned))
-    shown = Logged() if log_format else display(printing.err)
+    planned = preflight.power(experiment, experiment.dataset.eval_size)
+    printing.warnings(preflight.power_warning(experiment, planned))
+
+
+def _run_here(
+    experiment: config.Experiment,
+    run_id: str,
+    address: str | None,
+    *,
+    logged: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Run it in this process and show what came of it."""
+    from flywheel import pipeline
+
+    shown = Logged() if logged else display(printing.err)
     try:
-        outcome = pipeline.run(loaded, run_id, address, shown, fresh=fresh)
+        outcome = pipeline.run(experiment, run_id, address, shown, fresh=fresh)
     finally:
         shown.close()
     printing.warnings(outcome.warnings)
     printing.board(outcome.folder, as_json=as_json)
-    if not as_json:
-        printing.out.print(
-            f"report  {outcome.folder.url}/report.html", soft_wrap=True, highlight=False
-        )
-        ui = f"mlflow ui --backend-store-uri {outcome.tracking_uri}"
-        printing.out.print(f"mlflow  {ui}", soft_wrap=True, highlight=False)
+    if as_json:
+        return
+    ui = f"mlflow ui --backend-store-uri {outcome.tracking_uri}"
+    for line in (f"report  {outcome.folder.url}/report.html", f"mlflow  {ui}"):
+        printing.out.print(line, soft_wrap=True, highlight=False)
 
 
 def _submit(
