@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from flywheel.errors import ConfigError
-from flywheel.redaction.patterns import Span, find, needs_masking
+from flywheel.redaction.patterns import Span, find, is_usual, needs_masking
 from flywheel.types import Json, Record, canonical_json, json_bytes, json_text
 
 Finder = Callable[[str, str], list[Span]]
@@ -128,6 +128,8 @@ class _Change:
     which are most of many a record, and the same in record after record."""
     passes: Callable[[str], bool] = lambda text: False
     """Whether an object with this JSON text is certainly left alone. Asked of messages."""
+    spares: Callable[[str], bool] = lambda key: False
+    """Whether this key is certainly left alone."""
 
 
 _tools_need_masking = lru_cache(maxsize=64)(needs_masking)
@@ -143,17 +145,20 @@ class _Masker:
         self._spellings: dict[str, str] = {}
 
     def text(self, text: str, name: str = "") -> str:
+        spans = self._find(text, name)
+        if not spans:
+            return text
         pieces, at = [], 0
-        for start, end, kind in self._find(text, name):
+        for start, end, kind in spans:
             pieces += [text[at:start], self._placeholder(kind, text[start:end])]
             at = end
-        return "".join([*pieces, text[at:]]) if pieces else text
+        return "".join([*pieces, text[at:]])
 
     def found(self) -> _Change:
         """Masks what the finder finds."""
         if self._find is not find:  # names have no form to tell them by
             return _Change(self.text, _tools_need_masking)
-        return _Change(self.text, _tools_need_masking, lambda text: not needs_masking(text))
+        return _Change(self.text, _tools_need_masking, lambda t: not needs_masking(t), is_usual)
 
     def stands_elsewhere(self, text: str) -> bool:
         """Whether a known value may stand unmasked in this JSON text."""
@@ -213,7 +218,11 @@ def _mapped(value: Any, change: _Change, name: str = "") -> Any:
 
 def _mapped_object(value: Json, change: _Change) -> Json:
     changed = {
-        key: (change.text(key, ""), _field(key, value[key], change)) for key in sorted(value)
+        key: (
+            key if change.spares(key) else change.text(key, ""),
+            _field(key, value[key], change),
+        )
+        for key in sorted(value)
     }
     return dict(changed[key] for key in value)
 

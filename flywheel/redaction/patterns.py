@@ -427,6 +427,11 @@ _SHORT = 64
 _short_needs_masking = lru_cache(maxsize=4096)(needs_masking)
 
 
+def is_usual(text: str) -> bool:
+    """Whether it is short and certainly holds nothing to mask; quick for what was asked before."""
+    return len(text) <= _SHORT and not _short_needs_masking(text)
+
+
 def suspects(texts: Sequence[bytes]) -> set[int]:
     """Which of many texts, by number, `needs_masking` may say yes to: all in one search."""
     whole = b"\n".join(texts)
