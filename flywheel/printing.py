@@ -168,7 +168,11 @@ def _judge_sentence(calibration: dict[str, Any] | None) -> str:
     auc = "no verdicts" if calibration["auc"] is None else f"ROC AUC {calibration['auc']:.2f}"
     trusted = "trusted" if calibration["trusted"] else "not trusted"
     floor, n = calibration["floor"], calibration["n"]
-    return f"judge   {calibration['judge']}: {auc} over {n} verdicts, floor {floor:g}: {trusted}"
+    told = f"judge   {calibration['judge']}: {auc} over {n} verdicts, floor {floor:g}: {trusted}"
+    written = calibration.get("auc_written")
+    if not calibration["trusted"] and written is not None and written >= floor:
+        told += f"; as written {written:.2f} (judge.reading: written)"
+    return told
 
 
 def counts(found: dict[str, int]) -> str:

@@ -225,6 +225,18 @@ def test_results_as_json_are_the_leaderboards_file(flywheel: Flywheel, storage: 
     assert json.loads(ended.out) == storage.at("runs", "t-1").read_json("leaderboard.json")
 
 
+@pytest.mark.parametrize(("written", "told"), [(0.93, True), (0.7, False), (None, False)])
+def test_a_judge_that_would_be_trusted_as_it_wrote_is_told_of(
+    flywheel: Flywheel, storage: Storage, written: float | None, told: bool
+) -> None:
+    run = storage.at("runs", "t-1")
+    board = run.read_json("leaderboard.json")
+    board["calibration"]["auc_written"] = written
+    run.write_json("leaderboard.json", board)
+    ended = flywheel("results", "t-1", "--storage", storage.url)
+    assert ("not trusted; as written 0.93 (judge.reading: written)" in ended.out) is told
+
+
 def test_results_as_a_table_show_trials_judge_and_verdict(
     flywheel: Flywheel, storage: Storage
 ) -> None:

@@ -470,6 +470,34 @@ def test_log_probabilities_give_the_expected_score_and_its_spread(tmp_path: Path
     assert got.spread == pytest.approx((0.5 * 2**2 + 0 + 0.2 * 5**2) ** 0.5 / 9, rel=1e-9)
 
 
+def doubtful(body: Json) -> Json:
+    """Writes 10 for equal answers and 1 for others, and doubts the first more."""
+    reference, candidate = answers(body)
+    right = {10: 0.5, 1: 0.4, 2: 0.1}
+    return likely_verdict(right if reference == candidate else {1: 0.4, 9: 0.3, 10: 0.3})
+
+
+def test_a_judge_may_be_read_as_it_wrote(tmp_path: Path) -> None:
+    with FakeEndpoint(doubtful) as fake:
+        expected, written = judge(fake, tmp_path), judge(fake, tmp_path, reading="written")
+        (first,) = expected.rate(remote(expected.config), [PAIR])
+        asked = len(fake.requests)
+        same_folder = judge(fake, tmp_path, reading="written")
+        (second,) = same_folder.rate(remote(expected.config), [PAIR])
+        assert len(fake.requests) == asked
+    assert written.identity != expected.identity
+    assert (second.value, second.plain, second.spread) == (first.plain, first.plain, first.spread)
+    assert first.value != first.plain
+
+
+def test_calibration_has_the_area_of_both_readings(tmp_path: Path) -> None:
+    with FakeEndpoint(doubtful) as fake:
+        got = calibrated(fake, tmp_path, records(20), calibration_pairs=12)
+        read = calibrated(fake, tmp_path, records(20), calibration_pairs=12, reading="written")
+    assert (got.auc, got.auc_written, got.trusted) == (0.0, 1.0, False)
+    assert (read.auc, read.auc_written, read.trusted) == (1.0, None, True)
+
+
 def test_streamed_log_probabilities_count_as_well(tmp_path: Path) -> None:
     rules = {"first_token_timeout_s": 5.0}
     got = rate_one(lambda body: likely_verdict({6: 0.6, 4: 0.4}), tmp_path, client=rules)

@@ -34,6 +34,10 @@ class JudgeConfig(ModelConfig):
     prompt: str = "similarity"
     """``similarity`` (1 to 10), ``tool_calls`` (are the calls correct, 1 to 10), ``preference``
     (which of the two is better, asked in both orders), or a YAML file of your own."""
+    reading: Literal["expected", "written"] = "expected"
+    """What a rating counts for where the server tells log-probabilities: the ``expected`` score, or
+    the score as it was ``written``, which can serve a small judge better: its calibration has the
+    area of both."""
     injection_suite: Annotated[bool | Annotated[int, Field(ge=0)], BeforeValidator(_attacks)] = True
     """Attacks in an answer that the calibration tries, for a verdict each: so many, spread over the
     suite; ``true`` for all 52, ``false`` for none."""

@@ -42,6 +42,8 @@ class Calibration:
     auc_low: float | None = None
     auc_high: float | None = None
     """Where the area lies with 95 % confidence, by how many verdicts there are."""
+    auc_written: float | None = None
+    """The same area by the scores as they were written, where expected ones count."""
     auc_corrupted: float | None = None
     """The same area against corrupted answers, which are nearly right."""
     gap: float | None = None
@@ -97,6 +99,7 @@ def calibrate(panel: Panel, probes: Probes) -> Calibration:
         unscored=sum(len(rated[kind]) - len(values[kind]) for kind in ("same", "shuffled")),
         mean_same=means["same"],
         mean_shuffled=means["shuffled"],
+        auc_written=_written(rated["same"], rated["shuffled"]),
         auc_corrupted=_auc(same, values["corrupted"]),
         gap=(means["same"] or 0) - (means["shuffled"] or 0) if both else None,
         kinds={
@@ -191,6 +194,13 @@ def _injection(panel: Panel, probes: Probes) -> Json:
                 succeeded.append(attack.id)
     share = len(succeeded) / counts["n"] if counts["n"] else None
     return {**counts, "moved": len(succeeded), "share": share, "succeeded": succeeded}
+
+
+def _written(same: Sequence[Rating], shuffled: Sequence[Rating]) -> float | None:
+    if all(rating.plain == rating.value for rating in (*same, *shuffled)):
+        return None
+    high, low = ([r.plain for r in some if r.plain is not None] for some in (same, shuffled))
+    return _auc(high, low)
 
 
 def _values(ratings: Sequence[Rating]) -> list[float]:

@@ -1,13 +1,15 @@
 """One judge: a pinned model under a pinned prompt, and the verdicts it has given.
 
 Its identity is the hash of model, prompt and parser: whatever changes one of them makes another
-judge, whose calibration is not this one's. Verdicts are kept by what was shown, so nothing is
-judged twice, and are read without an endpoint.
+judge, whose calibration is not this one's. So does another reading of its replies, which are the
+same. Verdicts are kept by what was shown, so nothing is judged twice, and are read without an
+endpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from flywheel.config import JudgeConfig
 from flywheel.errors import EngineError
@@ -46,11 +48,13 @@ class Judge:
         self.config = config
         self.prompt = prompts.load(config.prompt)
         self._lead = self.prompt.lead(show_question=config.show_question)
-        self.identity = content_hash(
+        asked = content_hash(
             [config.model, config.endpoint, config.engine, self._lead, self.prompt.schema_, PARSER]
         )
+        written = config.reading == "written"
+        self.identity = content_hash([asked, config.reading]) if written else asked
         self._cache = cache
-        self._folder = folder.at("verdicts", self.identity)
+        self._folder = folder.at("verdicts", asked)
         self._replies = {reply.record_id: reply for reply in read(self._folder)}
         self._logprobs = True
 
@@ -132,9 +136,10 @@ class Judge:
             self._replies.get(key, Completion(key, error="was not asked"))
             for key in map(content_hash, self._shown(pair))
         ]
-        if self.prompt.kind == "rating":
-            return verdicts.rating(*replies)
-        return verdicts.preference(*replies)
+        if self.prompt.kind == "preference":
+            return verdicts.preference(*replies)
+        rated = verdicts.rating(*replies)
+        return replace(rated, value=rated.plain) if self.config.reading == "written" else rated
 
 
 def _wants_no_logprobs(reply: Completion) -> bool:

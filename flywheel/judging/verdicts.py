@@ -2,7 +2,8 @@
 
 Verdicts come under a JSON schema. Where the server gives log-probabilities, a rating is the
 expected score over the tokens that could have stood in its place, which tells apart what whole
-numbers do not (G-Eval: Liu et al. 2023, EMNLP, arXiv:2303.16634); the plain score stands beside it.
+numbers do not (G-Eval: Liu et al. 2023, EMNLP, arXiv:2303.16634); the plain score stands beside it,
+and counts instead where the judge is read as it wrote.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def judge(
     kept = desk.storage.at("responses")
     records = _expected(desk, fingerprint, references)
     sitting = judging.Session(session.experiment, desk.run, records, labels, kept)
-    folders = {trial.key: desk.folder(trial) for trial in answered}
-    waiting = [trial for trial in answered if not sitting.judged(folders[trial.key])]
+    by_key = {trial.key: desk.folder(trial) for trial in answered}
+    waiting = [trial for trial in answered if not sitting.judged(by_key[trial.key])]
     if waiting or not sitting.calibrated:
         for judge in sitting.judges:
             if not judge.config.remote:  # one engine for all prompts of a model
@@ -57,11 +57,11 @@ def judge(
                     sitting.ask_probes(judge, endpoint, session.show)
                 for trial in waiting:
                     show = partial(session.show, f"judging {trial.label}")
-                    sitting.ask(judge, endpoint, folders[trial.key], show)
+                    sitting.ask(judge, endpoint, by_key[trial.key], show)
         for trial in waiting:
-            sitting.write(folders[trial.key])
-            _count_judge_errors(folders[trial.key])
-    return sitting.close(folders)
+            sitting.write(by_key[trial.key])
+            _count_judge_errors(by_key[trial.key])
+    return sitting.close(by_key)
 
 
 def _expected(desk: Desk, fingerprint: str, references: References | None) -> list[Record]:
