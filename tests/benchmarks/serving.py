@@ -124,6 +124,7 @@ def table(passes: Sequence[Pass]) -> Table:
 def ask_as_flywheel(job: Job) -> Pass:
     """Answer a trial; everything from the dataset to the trial's last file."""
     from flywheel import config, planning, trials
+    from flywheel.folders import Desk
     from flywheel.inference import read
     from flywheel.serving import Endpoint
     from flywheel.storage import Storage
@@ -141,7 +142,7 @@ def ask_as_flywheel(job: Job) -> Pass:
         "benchmark",
     )
     (trial,) = planning.plan(experiment, DATASET)
-    desk = trials.Desk(Storage(job.storage), f"run-{time.time_ns()}")
+    desk = Desk(Storage(job.storage), f"run-{time.time_ns()}")
     began, cpu = time.perf_counter(), time.process_time()
     trials.answer(trial, desk, Endpoint(job.url, job.model), lambda done, total: None)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
