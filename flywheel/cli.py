@@ -6,6 +6,8 @@ request was wrong, 130 stopped by the user.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import signal
 import sys
 from typing import Annotated
@@ -47,6 +49,7 @@ for command in (
 def main() -> None:
     """Run the program; errors made on purpose print as sentences, never as tracebacks."""
     signal.signal(signal.SIGTERM, _interrupt)
+    atexit.register(gc.freeze)  # what the end frees anyway, Python would look through for a second
     try:
         app()
     except FlywheelError as error:

@@ -64,6 +64,20 @@ def flywheel(
     signal.signal(signal.SIGTERM, before)
 
 
+def test_a_command_that_has_done_its_work_ends_without_collecting_garbage() -> None:
+    script = """
+import atexit, gc, sys
+atexit.register(lambda: print("left alone:", gc.get_freeze_count() > len(gc.get_objects())))
+from flywheel import cli
+sys.argv = ["flywheel", "--version"]
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [__version__, "left alone: True"]
+
+
 def write(path: Path, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump({**GOOD, **changes}))
     return path

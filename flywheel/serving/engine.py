@@ -28,6 +28,8 @@ BUSY = 32
 """Requests in flight per replica from which Ray Serve starts another, as far as it may."""
 MAX_ADAPTERS = 8
 """Adapters one engine holds at a time; the least recently used makes room."""
+_LINGERS_S = 0.1
+"""A run's engine stops when nobody has anything left to ask."""
 _DECIDES = {
     "model", "engine", "tool_parser", "cpus", "gpus", "accelerator", "min_replicas", "max_replicas"
 }  # fmt: skip
@@ -96,7 +98,8 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
             if not local:  # a Ray of our own goes with this process, engines and all
                 held.enter_context(keeper.kept(spec.name))
             held.callback(ray_serve.delete, spec.name)
-            ray_serve.run(application(spec), name=spec.name, route_prefix=f"/{spec.name}")
+            app = application(spec, lingers_s=_LINGERS_S)
+            ray_serve.run(app, name=spec.name, route_prefix=f"/{spec.name}")
         yield spec
 
 
@@ -152,22 +155,28 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def application(spec: EngineSpec) -> Any:
-    """The Ray Serve application of an engine, not yet running; its paths begin with ``/v1``."""
+def application(spec: EngineSpec, lingers_s: float = 2.0) -> Any:
+    """The Ray Serve application of an engine, not yet running; its paths begin with ``/v1``.
+
+    Args:
+        spec: What to serve.
+        lingers_s: How long it is there at least when it is to stop, for whoever asks it still.
+    """
     from ray.serve.llm import build_openai_app
 
     return build_openai_app(
         {
-            "llm_configs": [_llm_config(spec)],
+            "llm_configs": [_llm_config(spec, lingers_s)],
             "ingress_deployment_config": {
                 "ray_actor_options": {"num_cpus": INGRESS_CPUS},
+                "graceful_shutdown_wait_loop_s": lingers_s,
                 "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
             },
         }
     )
 
 
-def _llm_config(spec: EngineSpec) -> Any:
+def _llm_config(spec: EngineSpec, lingers_s: float) -> Any:
     from ray.serve.llm import LLMConfig
 
     bundle: dict[str, float] = {"CPU": spec.cpus}
@@ -186,6 +195,7 @@ def _llm_config(spec: EngineSpec) -> Any:
             },
             "max_ongoing_requests": 1024,
             "health_check_timeout_s": 120,
+            "graceful_shutdown_wait_loop_s": lingers_s,
             "ray_actor_options": {"num_cpus": 0},  # the bundle above already counts it
         },
         "runtime_env": {"env_vars": _environment(spec)},
@@ -193,6 +203,7 @@ def _llm_config(spec: EngineSpec) -> Any:
         "experimental_configs": {"stream_batching_interval_ms": 0, "num_ingress_replicas": 1},
         "log_engine_metrics": False,
         "server_cls": "flywheel.serving.server:AdapterServer",
+        "callback_config": {"callback_class": "flywheel.serving.server:WeightsAreHere"},
     }
     if spec.adapters_url:
         options["lora_config"] = {

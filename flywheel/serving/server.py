@@ -1,7 +1,8 @@
-"""The replica's side of an engine: `ray.serve.llm`'s server, taught two things.
+"""The replica's side of an engine: `ray.serve.llm`'s server, taught three things.
 
-It finds weights through `flywheel.models` on its own node, and it takes adapters from the run's
-storage. Both lean on private names of ``ray.serve.llm``; see `flywheel.serving.engine`.
+It finds weights through `flywheel.models` on its own node, it takes adapters from the run's
+storage, and it starts nothing on the way that an engine can do without. All lean on private names
+of ``ray.serve.llm``; see `flywheel.serving.engine`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.common.models import global_id_manager
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
@@ -44,6 +46,14 @@ class AdapterLoader(LoraModelLoader):  # type: ignore[misc]
         )
 
 
+class WeightsAreHere(CallbackBase):  # type: ignore[misc]
+    """Starts no process that would import vLLM and then find nothing to download."""
+
+    async def on_before_node_init(self) -> None:
+        """Leave out what comes next."""
+        self.ctx.run_init_node = False
+
+
 class AdapterServer(LLMServer):  # type: ignore[misc]
     """An LLM server whose weights and adapters come the way this project finds them."""
 
@@ -65,6 +75,13 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         llm_config._engine_config = None  # built from the id before the weights were found
         with leftovers.removed_with_this_process():
             await super().__init__(llm_config, **options)
+
+    async def _start_engine(self) -> None:
+        """Start it, and no actor that counts for Ray's usage statistics which models are served.
+
+        The replica would wait for that actor, which imports vLLM, before it answers.
+        """
+        await self.engine.start()
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         """One request at a time: a second that finds an adapter half loaded would answer 500."""

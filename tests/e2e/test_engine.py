@@ -93,6 +93,19 @@ def test_the_base_model_answers_many_at_once(served: EngineSpec, tmp_path: Path)
     assert all(completion.message not in (CALL.answer, TEXT.answer) for completion in got)
 
 
+@pytest.mark.usefixtures("served")
+def test_nothing_was_started_on_the_way_that_imports_vllm_for_nothing() -> None:
+    import ray
+
+    actors = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
+    assert [name for name in actors if "telemetry" in name] == []
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    logs = [path.read_text() for path in session.glob("logs/worker-*.err")]
+    (replica,) = [log for log in logs if ":actor_name:ServeReplica:tiny:AdapterServer:tiny" in log]
+    assert "Started vLLM engine" in replica
+    assert "download model files" not in replica
+
+
 @pytest.mark.parametrize(("key", "record"), [("call", CALL), ("text", TEXT)])
 def test_each_adapter_says_what_it_has_learned(
     served: EngineSpec, tmp_path: Path, key: str, record: Record
@@ -304,7 +317,7 @@ def test_wrong_engine_arguments_are_told_before_anything_starts(arguments: Json,
     assert problem.startswith(f"judge.engine.{said}")
 
 
-def test_engine_arguments_are_looked_at_where_engines_start(ray_session: None) -> None:
+def test_engine_arguments_that_vllm_takes_pass_and_others_are_named_by_their_field() -> None:
     good = {"max_model_len": 4096, "quantization": None, "speculative_config": {"method": "ngram"}}
     options.check({"candidates.0.engine": good, "judge.engine": {}})
     with pytest.raises(ConfigError, match=r"candidates\.1\.engine\.dtyp: .* did you mean dtype"):

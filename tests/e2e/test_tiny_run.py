@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from flywheel.inference import read
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.storage import Storage
 from flywheel.testing import tiny_model
@@ -82,7 +83,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """base, icl and two lora trials of one candidate, rated by another model."""
+    """base, icl, two lora trials and a whole model trained of one candidate, rated by another."""
     folder = tmp_path_factory.mktemp("job")
     write_sample_logs(folder / "logs", 300)
     engine = {"max_model_len": 4096}
@@ -104,6 +105,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
                 "epochs": 1,
                 "max_train_records": TRAIN_SIZE,
             },
+            "full": {"learning_rate": 1e-2, "epochs": 1, "max_train_records": TRAIN_SIZE},
         },
         "sampling": {"max_tokens": 32},
         "judge": {
@@ -124,6 +126,7 @@ def test_every_trial_has_answered_and_was_scored(job: Job) -> None:
     results = job.results()
     assert sorted(results) == [
         "tiny base",
+        "tiny full lr=0.01 epochs=1 n=64",
         "tiny icl k=2",
         "tiny lora r=8 lr=0.001 epochs=1 n=64",
         "tiny lora r=8 lr=0.01 epochs=1 n=64",
@@ -165,9 +168,25 @@ def test_lora_trials_trained_and_left_their_own_adapters(job: Job) -> None:
     assert len(adapters) == 2
 
 
-def test_one_engine_served_the_candidate_and_one_the_judge(job: Job) -> None:
+def test_weights_of_their_own_were_trained_and_answered_otherwise(job: Job) -> None:
+    results = job.results()
+    full = results["tiny full lr=0.01 epochs=1 n=64"]
+    losses = full.training["losses"]
+    assert losses[-1] < losses[0]
+    trained = job.run.at("trials", full.key)
+    assert trained.exists("model/model.safetensors")
+    assert not trained.exists("checkpoint.safetensors")
+    answers = [
+        {one.record_id: one.message for one in read(job.run.at("trials", key, "completions"))}
+        for key in (full.key, results["tiny base"].key)
+    ]
+    assert answers[0].keys() == answers[1].keys()
+    assert answers[0] != answers[1]
+
+
+def test_one_engine_served_the_candidate_one_its_own_weights_and_one_the_judge(job: Job) -> None:
     lines = job.done.err.splitlines()
-    assert sum(line.startswith("starting the engine of") for line in lines) == 2
+    assert sum(line.startswith("starting the engine of") for line in lines) == 3
 
 
 def test_no_process_outlives_the_run(job: Job) -> None:
@@ -177,7 +196,7 @@ def test_no_process_outlives_the_run(job: Job) -> None:
 def test_resuming_a_run_that_was_cut_off_at_its_very_end_redoes_nothing(job: Job) -> None:
     board = job.run.read_json("leaderboard.json")
     job.run.write_json("run.json", {**job.run.read_json("run.json"), "status": "running"})
-    paid_for = {"completions", "verdicts", "adapter"}
+    paid_for = {"completions", "verdicts", "adapter", "model"}
     files = [p for p in Path(job.run.url).rglob("*") if paid_for & set(p.parts)]
     before = {p: p.stat().st_mtime_ns for p in files}
     done = flywheel_run(job.file, "--resume", "--json")

@@ -18,7 +18,7 @@ from flywheel.types import Json
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-SAMPLES = 8
+SAMPLES = 6
 
 
 @dataclass(frozen=True)
