@@ -3,7 +3,7 @@
 Tune asks our feed for the next trial, bounds how many run at once, stops early what its scheduler
 gives up, and passes on how far all are. A Tune trial itself holds a sliver of a CPU: training runs
 in a task of its own, outside the trial's placement group, with the CPUs and GPUs it needs. Trials
-journal their own results; Tune's snapshots and logs, which lag and grow, are switched off.
+journal their own results; Tune's snapshots and logs, which lag and grow, never reach the storage.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from functools import cache
 from typing import Any
 
 import ray
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
@@ -56,7 +58,6 @@ _SLACK = 0.05
 """Ray CPUs that a task asks for less than it holds: slivers need them."""
 _RESTARTS = 1
 """Of a process that was killed: the machine may have been taken away; twice is no accident."""
-_SNAPSHOTS = "tune"
 _PERCENT = 100
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -116,18 +117,23 @@ def map_over(
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{time.time_ns()}",
-                storage_path=desk.run.at(_SNAPSHOTS).url,
+                storage_path="/tune",
+                storage_filesystem=_forgotten(),
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 verbose=0,
                 callbacks=[_Tell(feed, progress)],
             ),
         ).fit()
-    clear(desk)
 
 
-def clear(desk: Desk) -> None:
-    """Remove Tune's snapshots, pickles among them, that nobody goes on from."""
-    desk.run.remove(_SNAPSHOTS)
+def _forgotten() -> PyFileSystem:
+    """A file system in memory, for Tune's snapshots: nobody goes on from them.
+
+    In the run's storage they would be pickles, and Tune would stumble where it takes nothing.
+    """
+    memory = MemoryFileSystem(skip_instance_cache=True)
+    memory.store, memory.pseudo_dirs = {}, [""]  # else all of this process's are one
+    return PyFileSystem(FSSpecHandler(memory))
 
 
 class _Source(Searcher):  # type: ignore[misc]
