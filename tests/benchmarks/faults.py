@@ -51,8 +51,8 @@ def main() -> None:
     known = json.loads(path.read_text())["faults"] if (path := written()).exists() else {}
     commit = results.commit()
     for one in told:
-        seconds = [round(s, 2) for s in one["seconds"]]
-        known[one.pop("fault")] = {**one, "seconds": seconds, "commit": commit}
+        fault, seconds = one.pop("fault"), [round(s, 2) for s in one["seconds"]]
+        known[fault] = {**one, "seconds": seconds, "commit": commit}
     results.write("faults", {"faults": dict(sorted(known.items()))})
     TABLE.write_text("".join(_filled(line, known) for line in TABLE.read_text().splitlines(True)))
 
