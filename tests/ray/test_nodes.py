@@ -95,7 +95,7 @@ def test_what_a_lost_node_was_training_is_trained_by_another(
     three: Cluster, tmp_path: Path
 ) -> None:
     lost = three.add(Node(8, 3, "L4"))  # the only one with three GPUs
-    plan = {"trials": 6, "seconds": 10, "gpus": 1, "together": 6}
+    plan = {"trials": 6, "seconds": 5, "gpus": 1, "together": 6}
     folder = tmp_path / "0" / "runs" / "sleepers" / "trials"
 
     def at_work() -> list[Path]:
