@@ -54,7 +54,7 @@ class ModelNotFoundError(RequestError):
 
 
 class ClusterError(RequestError):
-    """The cluster cannot hold a trial or an engine; the message names needs and what is there."""
+    """The cluster cannot hold a trial or an engine, or its nodes differ; the message says what."""
 
 
 class StorageError(FlywheelError):

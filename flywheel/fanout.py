@@ -3,7 +3,7 @@
 Tune asks our feed for the next trial, bounds how many run at once, stops early what its scheduler
 gives up, and passes on how far all are. A Tune trial itself holds a sliver of a CPU: training runs
 in a task of its own, outside the trial's placement group, with the CPUs and GPUs it needs. Trials
-journal their own results; Tune's snapshots and logs, which lag and grow, are switched off.
+journal their own results; Tune's snapshots and logs, which lag and grow, never reach the storage.
 """
 
 from __future__ import annotations
@@ -14,21 +14,29 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import ray
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
-from flywheel import logs, metrics
+from flywheel import logs, metrics, nodes, versions
 from flywheel.cluster import Needs
 from flywheel.config import SchedulerConfig
-from flywheel.errors import FlywheelError, StorageError, TrialStoppedError, boundary
+from flywheel.errors import (
+    ClusterError,
+    FlywheelError,
+    StorageError,
+    TrialStoppedError,
+    boundary,
+)
 from flywheel.folders import (
     Desk,
     failure,
@@ -54,9 +62,10 @@ _SLIVER = 0.001
 """Ray CPUs of a Tune trial."""
 _SLACK = 0.05
 """Ray CPUs that a task asks for less than it holds: slivers need them."""
+_BREAKS = (StorageError, ClusterError)
+"""What no trial can help: it ends the run, once those under way have ended."""
 _RESTARTS = 1
 """Of a process that was killed: the machine may have been taken away; twice is no accident."""
-_SNAPSHOTS = "tune"
 _PERCENT = 100
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -89,6 +98,11 @@ def map_over(
         progress: Told the sum over trials, in steps or records.
         needs: What a task of its own holds for each trial; none: the step runs in Tune's trial.
         scheduler: What stops trials early; it goes by the validation losses that steps report.
+
+    Raises:
+        StorageError: The storage takes no word of a trial.
+        ClusterError: A node that joined late has other versions than this process. Trials under
+            way on other nodes have come to their end.
     """
     if not feed.expected:
         return
@@ -98,6 +112,7 @@ def map_over(
     os.environ.update(_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(concurrent))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of snapshots that nobody needs
     source = _Source(feed, desk, concurrent, scheduler.kind)
+    step = partial(_fitting, step=step, driver=versions.installed())
     with boundary(FlywheelError, "running trials on Ray Tune"), source.faithful():
         tune.Tuner(
             tune.with_resources(
@@ -116,18 +131,23 @@ def map_over(
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{time.time_ns()}",
-                storage_path=desk.run.at(_SNAPSHOTS).url,
+                storage_path="/tune",
+                storage_filesystem=_forgotten(),
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 verbose=0,
                 callbacks=[_Tell(feed, progress)],
             ),
         ).fit()
-    clear(desk)
 
 
-def clear(desk: Desk) -> None:
-    """Remove Tune's snapshots, pickles among them, that nobody goes on from."""
-    desk.run.remove(_SNAPSHOTS)
+def _forgotten() -> PyFileSystem:
+    """A file system in memory, for Tune's snapshots: nobody goes on from them.
+
+    In the run's storage they would be pickles, and Tune would stumble where it takes nothing.
+    """
+    memory = MemoryFileSystem(skip_instance_cache=True)
+    memory.store, memory.pseudo_dirs = {}, [""]  # else all of this process's are one
+    return PyFileSystem(FSSpecHandler(memory))
 
 
 class _Source(Searcher):  # type: ignore[misc]
@@ -143,8 +163,8 @@ class _Source(Searcher):  # type: ignore[misc]
         self.feed, self.desk = feed, desk
         self.concurrent, self.scheduler = concurrent, scheduler
         self.running: dict[str, Trial] = {}
-        self.broken: StorageError | None = None
-        """Why nothing can be written down any more."""
+        self.broken: FlywheelError | None = None
+        """Why no trial is given out any more."""
 
     def __getstate__(self) -> Json:
         """Tune pickles it with its snapshots; a study cannot be pickled."""
@@ -170,14 +190,14 @@ class _Source(Searcher):  # type: ignore[misc]
         """Let the feed know; Tune would swallow what goes wrong here and call again."""
         try:
             self._ended(self.running.pop(trial_id), result or {}, error=error)
-        except StorageError as trouble:
+        except _BREAKS as trouble:
             self.broken = trouble
 
     def _ended(self, trial: Trial, result: Json, *, error: bool) -> None:
         """Leave word of what the trial could not: that its actor died, or that it was stopped."""
         folder = self.desk.folder(trial)
-        if result.get("unwritten"):
-            raise StorageError(result["unwritten"])
+        if result.get("broken"):
+            raise result["broken"]
         if error and not failure(folder):
             write_failure(folder, FlywheelError("the process that ran it ended"))
         elif result and not result.get("ended") and not folder.exists("training.json"):
@@ -189,10 +209,10 @@ class _Source(Searcher):  # type: ignore[misc]
 
     @contextmanager
     def faithful(self) -> Iterator[None]:
-        """Raise at the end what Tune was not told: a storage that takes nothing ends the run.
+        """Raise at the end what Tune was not told, as it came, whatever Tune made of it.
 
         Raises:
-            StorageError: As it came, whatever Tune made of the full disk.
+            FlywheelError: One of those that end a run.
         """
         try:
             yield
@@ -258,8 +278,8 @@ def _in_tune(config: Json, step: Step, desk: Desk, needs: Needs | None) -> None:
             _run(key, step, desk, report)
         else:
             _watch(key, step, desk, needs, report)
-    except StorageError as error:  # which took no word of a failure either
-        report.end(str(error))
+    except _BREAKS as error:  # the storage took no word of a failure either
+        report.end(error)
     else:
         report.end()
 
@@ -270,7 +290,10 @@ def _watch(key: str, step: Step, desk: Desk, needs: Needs, report: Progress) -> 
         for done, total, val_loss in _task(key, step, desk, needs):
             report(done, total, val_loss)
     except Exception as error:  # noqa: BLE001 -- whatever stops a trial must not stop the others
-        write_failure(desk.trials.at(key), getattr(error, "cause", error))
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, ClusterError):
+            raise cause from None
+        write_failure(desk.trials.at(key), cause)
 
 
 def _run(key: str, step: Step, desk: Desk, report: Progress) -> None:
@@ -282,12 +305,20 @@ def _run(key: str, step: Step, desk: Desk, report: Progress) -> None:
             _patiently(lambda: step(read_spec(folder), report), folder)
         except TrialStoppedError:
             return
+        except ClusterError:  # no failure of the trial's
+            raise
         except Exception as error:  # noqa: BLE001 -- it must not stop the others
             kind = type(error).__name__
             logs.log.error(
                 "trial failed", extra=logs.fields({"error": str(error)}, error_type=kind)
             )
             write_failure(folder, error)
+
+
+def _fitting(trial: Trial, progress: Progress, *, step: Step, driver: Mapping[str, str]) -> None:
+    """Run the step unless this node has other versions than the driver."""
+    nodes.require_here(driver)
+    step(trial, progress)
 
 
 def _patiently(work: Callable[[], None], folder: Storage) -> None:
@@ -367,7 +398,7 @@ def _reports(
         try:
             _run(key, step, desk, report)
             items.put(None)
-        except Exception as error:  # noqa: BLE001 -- the storage took no word of a failure
+        except Exception as error:  # noqa: BLE001 -- raised where it is waited for
             items.put(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -401,8 +432,8 @@ class _Reporter:
             self.told = now
             tune.report({**self.last, **({"val_loss": val_loss} if new else {})})
 
-    def end(self, unwritten: str = "") -> None:
-        """Report that the step ended by itself, and what the storage would not take."""
+    def end(self, broken: FlywheelError | None = None) -> None:
+        """Report that the step ended by itself, or what ends the run."""
         loss = math.inf if self.val_loss is None else self.val_loss
-        last = {**self.last, "val_loss": loss, "unwritten": unwritten}
+        last = {**self.last, "val_loss": loss, "broken": broken}
         tune.report({**last, "ended": True})  # "done" would end the trial

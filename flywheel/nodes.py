@@ -2,7 +2,8 @@
 
 The driver leaves a file in the storage, then a task on every node that is alive looks for it,
 writes one beside it, and tells its versions. So a folder that all nodes mount is told from one that
-each has for itself, whatever its path says; nodes that join later are not asked.
+each has for itself, whatever its path says. Of a node that joins later, whatever is to work there
+compares the versions first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from flywheel import versions
 from flywheel.cluster import Cluster
 from flywheel.errors import ClusterError, StorageError
 from flywheel.storage import Storage
+from flywheel.types import Json
 
 _ANSWER_S = 120.0
 """A node's first worker imports Ray on a cold disk; longer than this is no answer."""
@@ -84,6 +86,21 @@ def require_same(here: Mapping[str, str], answers: Sequence[Answer]) -> None:
         )
 
 
+def require_here(driver: Mapping[str, str]) -> None:
+    """See that this process, whose node may have joined since, has the driver's versions.
+
+    Raises:
+        ClusterError: As of `require_same`.
+    """
+    import ray
+
+    here = versions.installed()
+    if here != driver:
+        mine = ray.get_runtime_context().get_node_id()
+        found = (_name(node) for node in ray.nodes() if node["NodeID"] == mine)
+        require_same(driver, [Answer(node, here) for node in found])
+
+
 def require_shared(storage: Storage, answers: Sequence[Answer]) -> None:
     """See that every node can use the storage.
 
@@ -112,7 +129,7 @@ def _ask(mark: Storage) -> list[Answer]:
     asked = {}
     for node in alive:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        name = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        name = _name(node)
         asked[look.options(scheduling_strategy=there).remote(mark, name)] = name
     ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
     if silent:
@@ -126,6 +143,10 @@ def _ask(mark: Storage) -> list[Answer]:
             first = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
             raise ClusterError(f"flywheel cannot work on {asked[one]}: {first}") from None
     return sorted(answers, key=lambda answer: answer.node)
+
+
+def _name(node: Json) -> str:
+    return f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
 
 
 def _look(mark: Storage, name: str) -> Answer:

@@ -16,7 +16,6 @@ from flywheel import (
     config,
     costs,
     curation,
-    fanout,
     folders,
     forecast,
     logs,
@@ -142,7 +141,6 @@ class _Run:
 
     def _turn(self, session: Session, references: References | None) -> Outcome:
         experiment, desk = self.experiment, self.desk
-        fanout.clear(desk)  # of a session that was killed
         manifest, power = self._dataset(references)
         fingerprint = manifest.fingerprint
         planned, samples = self.budget.within(

@@ -8,19 +8,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flywheel import nodes, versions
 from flywheel.errors import FlywheelError
 from flywheel.types import Json
 
 
 def over(items: list[Json], step: Callable[..., Iterator[Json]], *args: Any) -> Iterator[Json]:
-    """What ``step`` yields for each item, as it comes, from all over the cluster."""
+    """What ``step`` yields for each item, as it comes, from all over the cluster.
+
+    Raises:
+        ClusterError: A node that joined late has other versions than this process.
+    """
     import ray.data
+
+    driver = versions.installed()
+
+    def fitting(item: Json) -> Iterator[Json]:
+        nodes.require_here(driver)
+        return step(item, *args)
 
     if not items:
         return
     with _quiet(), _own_errors():
         data = ray.data.from_items(items, override_num_blocks=len(items))
-        mapped = data.flat_map(lambda item: step(item, *args))
+        mapped = data.flat_map(fitting)
         for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from batch.to_pylist()
 

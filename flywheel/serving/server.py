@@ -8,6 +8,7 @@ of ``ray.serve.llm``; see `flywheel.serving.engine`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from vllm.config import StructuredOutputsConfig
 
-from flywheel import models
+from flywheel import models, nodes
 from flywheel.rendering import Renderer
 from flywheel.serving import leftovers
 from flywheel.serving.tool_parsers import parser_of
@@ -58,7 +59,12 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
     """An LLM server whose weights and adapters come the way this project finds them."""
 
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
-        """Resolve the weights on this node, give the engine the shared template, then start."""
+        """Resolve the weights on this node, give the engine the shared template, then start.
+
+        Raises:
+            ClusterError: The node joined late, and has other versions than the driver.
+        """
+        nodes.require_here(json.loads(os.environ["FLYWHEEL_VERSIONS"]))
         folder = await asyncio.to_thread(models.fetch, llm_config.model_loading_config.model_source)
         llm_config.model_loading_config.model_source = str(folder)
         renderer = await asyncio.to_thread(Renderer.load, folder)

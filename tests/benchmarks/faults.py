@@ -29,9 +29,10 @@ TIME = 4
 UNKNOWN = "not measured yet"
 """What stands there before."""
 FILES = (
-    "ray/test_disk_full.py", "ray/test_fanout.py", "ray/test_keeper.py", "ray/test_nodes.py",
-    "ray/test_nodes_lost.py", "ray/test_rubbish_endpoint.py", "services/test_elasticsearch.py",
-    "services/test_service_faults.py", "services/test_tracking.py",
+    "e2e/test_run_killed.py", "ray/test_disk_full.py", "ray/test_fanout.py", "ray/test_keeper.py",
+    "ray/test_nodes.py", "ray/test_nodes_lost.py", "ray/test_rubbish_endpoint.py",
+    "services/test_elasticsearch.py", "services/test_service_faults.py",
+    "services/test_tracking.py",
 )  # fmt: skip
 """Where tests tell how long it took."""
 
@@ -50,8 +51,8 @@ def main() -> None:
     known = json.loads(path.read_text())["faults"] if (path := written()).exists() else {}
     commit = results.commit()
     for one in told:
-        seconds = [round(s, 2) for s in one["seconds"]]
-        known[one.pop("fault")] = {**one, "seconds": seconds, "commit": commit}
+        fault, seconds = one.pop("fault"), [round(s, 2) for s in one["seconds"]]
+        known[fault] = {**one, "seconds": seconds, "commit": commit}
     results.write("faults", {"faults": dict(sorted(known.items()))})
     TABLE.write_text("".join(_filled(line, known) for line in TABLE.read_text().splitlines(True)))
 

@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from recovery import told
 
 from flywheel.inference import read
 from flywheel.sample_logs import ROUTER, write_sample_logs
@@ -305,18 +306,34 @@ def undisturbed(sweeps: Callable[[], Sweep], fake: FakeEndpoint) -> Undisturbed:
     return Undisturbed(sweep, sweep.tells(), len(seen), asked(fake))
 
 
+def work(changes: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Of what stands in a storage, the files that trials and a curation wrote."""
+    where = ("/trials/", "/datasets/")
+    done = {(path, at) for path, at in changes if any(part in path for part in where)}
+    return {(path, at) for path, at in done if Path(path).suffix and "/spec." not in path}
+
+
 def test_a_driver_killed_again_and_again_goes_on_to_the_same_leaderboard(
     undisturbed: Undisturbed, sweeps: Callable[[], Sweep], fake: FakeEndpoint
 ) -> None:
     chance, sweep = random.Random(SEED), sweeps()
     seen: set[tuple[str, int]] = set()
     shared: set[Path] = set()
+    went_on: list[float] = []
     for moment in sorted(chance.sample(range(undisturbed.changes * 9 // 10), KILLS)):
-        process, at_once = sweep.start(), time.monotonic() + chance.uniform(0.5, 5)
+        done, resumed = work(sweep.changes()), sweep.begun()
+        process, began, took = sweep.start(), time.monotonic(), 0.0
+        at_once = began + chance.uniform(0.5, 5)
         while len(seen) < moment or time.monotonic() < at_once:
             assert process.poll() is None, (sweep.folder / "err.txt").read_text()
-            seen |= sweep.changes()
+            now = sweep.changes()
+            seen |= now
+            if time.monotonic() < began + 1:  # what was killed may have had a write under way
+                done |= work(now)
+            elif resumed and not took and work(now) - done:
+                took = time.monotonic() - began
             time.sleep(0.01)
+        went_on += [took] if took else []
         shared |= shared_by(living(sweep.before))
         process.kill()
         process.wait()
@@ -325,6 +342,7 @@ def test_a_driver_killed_again_and_again_goes_on_to_the_same_leaderboard(
     assert_same(sweep.tells(), undisturbed.outcome)
     assert_recorded_once(sweep)
     assert_written_once(sweep)
+    told("The driver (`flywheel run`) is killed", "the run's next file", *went_on)
 
     again = asked(fake) - undisturbed.asked
     assert again.keys() == undisturbed.asked.keys()
@@ -337,13 +355,6 @@ def test_a_driver_killed_again_and_again_goes_on_to_the_same_leaderboard(
 
 def processes(sweep: Sweep, start: str) -> list[psutil.Process]:
     return [process for process in living(sweep.before) if title(process).startswith(start)]
-
-
-def kill(sweep: Sweep, start: str) -> None:
-    victims = processes(sweep, start)
-    assert victims, start
-    for victim in victims:
-        victim.kill()
 
 
 def test_an_engine_a_replica_and_serves_controller_killed_under_load_change_nothing(
@@ -361,17 +372,32 @@ def test_an_engine_a_replica_and_serves_controller_killed_under_load_change_noth
     sweep.run.write_json("run.json", {**note, "status": "running"})
     process = sweep.start()
 
-    def answered(method: str) -> bool:
+    def answers(method: str) -> int:
         assert process.poll() is None, (sweep.folder / "err.txt").read_text()
-        return bool(folders[method].at("completions").names())
+        return len(read(folders[method].at("completions")))
 
-    wait_for(lambda: answered("base"), 300, "a first answer")
-    shared = shared_by(living(sweep.before))
-    kill(sweep, "VLLM::EngineCore")
-    wait_for(lambda: answered("lora"), 300, "the engine to be back")
-    shared |= shared_by(living(sweep.before))
-    kill(sweep, "ray::ServeController")
-    kill(sweep, "ray::ServeReplica:tiny")
+    def lost(method: str, *titles: str) -> float:
+        """Kill these after a first answer; seconds until the next one."""
+        wait_for(lambda: all(processes(sweep, name) for name in titles), 300, "those to kill")
+        victims = [one for name in titles for one in processes(sweep, name)]
+        wait_for(lambda: answers(method) > 0, 300, "a first answer")
+        for victim in victims:  # what is asked stays unanswered
+            with suppress(psutil.NoSuchProcess):
+                victim.suspend()
+        shared.update(shared_by(living(sweep.before)))
+        before, began = answers(method), time.monotonic()
+        assert before < EVAL_SIZE
+        for victim in victims:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+        wait_for(lambda: answers(method) > before, 300, "the next answer")
+        return time.monotonic() - began
+
+    shared: set[Path] = set()
+    told("The engine's process is killed", "the next answer", lost("base", "VLLM::EngineCore"))
+    fault = "The engine's replica and Serve's controller are killed, both at once"
+    both = lost("lora", "ray::ServeReplica:tiny", "ray::ServeController")
+    told(fault, "the next answer", both)
     assert process.wait(timeout=600) == 0, (sweep.folder / "err.txt").read_text()
 
     assert_same(sweep.tells(), undisturbed.outcome)

@@ -5,6 +5,7 @@
 prints, as JSON, for each plan: on which node each trial ran and by how much the driver grew; with
 ``"items"`` in place of ``"trials"``, on which nodes a step of curation ran; with ``"engines"``, a
 type of GPU each, where these would start; with ``"adapters"``, which replicas answered with each.
+Where a node is refused, why.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from flywheel import fanout, spread
 from flywheel.budget import Budget
 from flywheel.cluster import Needs, connect
 from flywheel.config import BudgetConfig, ModelConfig
+from flywheel.errors import ClusterError
 from flywheel.folders import Desk
 from flywheel.serving import engine
 from flywheel.serving.engine import EngineSpec
@@ -73,7 +75,9 @@ def sweep(storage: str, plan: Json) -> list[Any]:
     desk = Desk(Storage(storage), "sleepers")
     planned = [Trial("c", "m", "lora", {"n": n}, "f", 0) for n in range(plan["trials"])]
     feed = Listed(planned, desk, Budget(BudgetConfig()), lambda trial: None)
-    needs = Needs(plan.get("cpus", 0.1), plan.get("gpus", 0), plan.get("kind"))
+    needs = None
+    if not plan.get("in_trial"):
+        needs = Needs(plan.get("cpus", 0.1), plan.get("gpus", 0), plan.get("kind"))
     step = partial(sleep, desk=desk, seconds=plan["seconds"])
     together = plan.get("together", len(planned))
     fanout.map_over(step, feed, desk, together, lambda done, total: None, needs)
@@ -156,19 +160,25 @@ def main() -> None:
     found: list[Any] = []
     with connect(address):
         for number, plan in enumerate(map(json.loads, plans)):
-            if "items" in plan:
-                items = [{"item": n} for n in range(plan["items"])]
-                found.append(list(spread.over(items, look, plan["seconds"])))
-            elif "engines" in plan:
-                found.append(place(plan["engines"], f"{storage}/none"))
-            elif "adapters" in plan:
-                found.append(reach(plan["adapters"], Path(storage) / str(number)))
-            else:
-                before = psutil.Process().memory_info().rss
-                trials = sweep(f"{storage}/{number}", plan)
-                grown = psutil.Process().memory_info().rss - before
-                found.append({"trials": trials, "grown_bytes": grown})
+            try:
+                found.append(done(plan, f"{storage}/{number}"))
+            except ClusterError as error:
+                found.append({"refused": str(error)})
     sys.stdout.write(json.dumps(found))
+
+
+def done(plan: Json, storage: str) -> Any:
+    """What a plan came to."""
+    if "items" in plan:
+        items = [{"item": n} for n in range(plan["items"])]
+        return list(spread.over(items, look, plan["seconds"]))
+    if "engines" in plan:
+        return place(plan["engines"], f"{storage}/none")
+    if "adapters" in plan:
+        return reach(plan["adapters"], Path(storage))
+    before = psutil.Process().memory_info().rss
+    trials = sweep(storage, plan)
+    return {"trials": trials, "grown_bytes": psutil.Process().memory_info().rss - before}
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def mark(trial: Trial, progress: Progress, desk: Desk, seconds: float = 0.2) -> 
     began = time.time()
     time.sleep(seconds)
     progress(3, 3, None)
-    facts = {"began": began, "ended": time.time(), "pid": os.getpid()}
+    facts = {"began": began, "ended": time.time(), "beside": desk.run.names()}
     desk.folder(trial).write_json("training.json", facts)
 
 
@@ -98,7 +98,18 @@ def test_every_trial_runs_once_no_more_together_than_allowed(
     spans = [(one["began"], one["ended"]) for one in facts(desk, planned)]
     assert max(sum(a <= began < b for a, b in spans) for began, _ in spans) <= 2
     assert heard[-1] == (18, 18)
-    assert desk.run.names() == ["trials"]  # Tune left nothing
+    beside = [one["beside"] for one in facts(desk, planned)]
+    assert beside == [["trials"]] * len(planned)  # no state of Tune's is in the storage
+
+
+def test_a_storage_that_takes_nothing_is_told_in_a_sentence_whatever_tune_makes_of_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "storage").touch()
+    desk = Desk(Storage(str(tmp_path / "storage")), "run")
+    with pytest.raises(StorageError, match=r"while writing .*/spec\.json") as raised:
+        sweep(partial(mark, desk=desk), desk, some(1))
+    assert "\n" not in str(raised.value)
 
 
 def test_a_task_holds_what_it_needs_while_its_trial_holds_a_sliver(desk: Desk) -> None:

@@ -95,7 +95,7 @@ def test_what_a_lost_node_was_training_is_trained_by_another(
     three: Cluster, tmp_path: Path
 ) -> None:
     lost = three.add(Node(8, 3, "L4"))  # the only one with three GPUs
-    plan = {"trials": 6, "seconds": 10, "gpus": 1, "together": 6}
+    plan = {"trials": 6, "seconds": 5, "gpus": 1, "together": 6}
     folder = tmp_path / "0" / "runs" / "sleepers" / "trials"
 
     def at_work() -> list[Path]:
@@ -142,25 +142,47 @@ def experiment(folder: Path) -> Path:
     return file
 
 
-def joined_with(cluster: Cluster, folder: Path, packages: dict[str, str]) -> Raylet:
-    """A node where other versions of these packages are installed."""
-    for name, version in packages.items():
+@pytest.fixture(scope="module")
+def older(three: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Raylet:
+    """A node that joins with older packages, and more room than the others."""
+    folder = tmp_path_factory.mktemp("older")
+    for name, version in {"transformers": "4.0.1", "peft": "0.1.2"}.items():
         info = folder / f"{name}-{version}.dist-info"
-        info.mkdir(parents=True)
+        info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    path = f"{folder}:{cluster.environment['PYTHONPATH']}"
-    return cluster.add(Node(1, environment={"PYTHONPATH": path}))
+    path = f"{folder}:{three.environment['PYTHONPATH']}"
+    return three.add(Node(8, 3, "L4", environment={"PYTHONPATH": path}))
 
 
+DIFFERS = r"transformers is [\d.]+ at the driver, but 4\.0\.1 on [\d.]+:\d+\. peft is "
+
+
+@pytest.mark.usefixtures("older")
 def test_nodes_with_other_packages_are_refused_by_name_version_and_node(
     three: Cluster, tmp_path: Path
 ) -> None:
-    joined_with(three, tmp_path / "old", {"transformers": "4.0.1", "peft": "0.1.2"})
     file = experiment(tmp_path)
     done = three.python("-m", "flywheel", "run", str(file), f"--address={three.address}")
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
-    assert re.search(r"transformers is [\d.]+ at the driver, but 4\.0\.1 on [\d.]+:\d+\.", said)
-    assert "peft is" in said
+    assert re.search(DIFFERS, said)
     assert "ray is" not in said
     assert not (tmp_path / "storage" / "runs").exists()
+
+
+@pytest.mark.usefixtures("older")
+def test_such_a_node_that_joined_after_the_check_is_refused_by_the_work_that_comes_there(
+    three: Cluster, tmp_path: Path
+) -> None:
+    training = {"trials": 3, "seconds": 0.1, "gpus": 3, "together": 1}
+    asking = {"trials": 24, "seconds": 1, "together": 12, "in_trial": True}
+    plans = [training, asking, {"items": 24, "seconds": 0.5}]
+    done = three.python(SLEEPERS, three.address, str(tmp_path), *map(json.dumps, plans))
+    assert done.returncode == 0, done.stderr
+    for one in json.loads(done.stdout):
+        assert re.search(DIFFERS, one["refused"])
+        assert "\n" not in one["refused"]
+    begun = list((tmp_path / "0").glob("runs/*/trials/*"))
+    assert [[path.name for path in one.iterdir()] for one in begun] == [["spec.json"]]
+    tried = [json.loads(path.read_text()) for path in tmp_path.rglob("tries.json")]
+    assert all(one["node_gpus"] < 3 for tries in tried for one in tries)

@@ -19,8 +19,10 @@ import yaml
 from raylets import Cluster, Node, Raylet, cluster, wait_until
 from recovery import told
 
+from flywheel.inference import read
 from flywheel.sample_logs import ROUTER, write_sample_logs
-from flywheel.testing import FakeEndpoint, tool_reply
+from flywheel.storage import Storage
+from flywheel.testing import FakeEndpoint, tiny_model, tool_reply
 from flywheel.types import Json
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -28,14 +30,19 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 LOGS = 5_000
 COPIES = 2
 """Of each file, so that reading takes seconds; they add nothing to the dataset."""
-EVAL_SIZE = 24
-WORKERS = Node(2)
+EVAL_SIZE = 20
+TAKES_S = 0.5
+"""An answer."""
+ECHO = {"RAYLLM_VLLM_ENGINE_CLS": "echo_engine.Echo", "ECHO_SECONDS": str(TAKES_S)}
+WORKERS = Node(2, environment=ECHO)
 IN_FLIGHT = 2
+AT_ONCE = 4
+"""Requests in flight to an engine of two replicas."""
 
 
 def guess(body: Json) -> Json:
     """Right for some questions, and slow enough to lose a node meanwhile."""
-    time.sleep(0.5)
+    time.sleep(TAKES_S)
     return tool_reply("track_order", {"order_id": "MM-1"})
 
 
@@ -46,19 +53,27 @@ class Bench:
     cluster: Cluster
     file: Path
     fake: FakeEndpoint
+    model: Path
 
-    def run(self, storage: Path) -> list[str]:
+    def run(self, storage: Path, *more: str) -> list[str]:
         where = [f"--address={self.cluster.address}", f"--set=storage={storage}", "--json"]
-        return ["-m", "flywheel", "run", str(self.file), *where]
+        return ["-m", "flywheel", "run", str(self.file), *where, *more]
 
-    def disturbed(self, storage: Path, busy: Callable[[], Raylet | None]) -> tuple[Json, float]:
+    def disturbed(
+        self, storage: Path, busy: Callable[[], Raylet | None], *more: str
+    ) -> tuple[Json, float]:
         """A run that loses the node that is busy; its board, and when the node was lost."""
         if len(self.cluster.nodes) < 3:  # another run has lost one
             self.cluster.add(WORKERS)
-        with self.cluster.running(*self.run(storage)) as driver:
-            wait_until(lambda: driver.poll() is not None or busy())
-            victim = busy()
-            assert victim is not None
+        with self.cluster.running(*self.run(storage, *more)) as driver:
+            found: list[Raylet] = []
+
+            def look() -> bool:
+                found.extend(node for node in [busy()] if node)
+                return bool(found) or driver.poll() is not None
+
+            wait_until(look)
+            (victim,) = found
             at = time.time()
             victim.lose()
             out, err = driver.communicate(timeout=240)
@@ -70,11 +85,13 @@ class Bench:
 
     def working(self, title: str) -> Raylet | None:
         """The node on which a process of this name works."""
-        for node in self.cluster.nodes[1:]:
-            for process in psutil.Process(node.process.pid).children(recursive=True):
-                if title in said(process):
-                    return node
-        return None
+        return next((node for node in self.cluster.nodes[1:] if works(node, title)), None)
+
+
+def works(node: Raylet, title: str) -> list[int]:
+    """The processes of a node that have this in their name."""
+    children = psutil.Process(node.process.pid).children(recursive=True)
+    return [process.pid for process in children if title in said(process)]
 
 
 def said(process: psutil.Process) -> str:
@@ -104,7 +121,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         }
         file = folder / "lost.yaml"
         file.write_text(yaml.safe_dump(experiment))
-        yield Bench(running, file, fake)
+        yield Bench(running, file, fake, tiny_model(folder / "tiny"))
 
 
 @dataclass(frozen=True)
@@ -145,7 +162,7 @@ def test_a_node_that_is_lost_while_logs_are_read_changes_nothing_of_the_dataset(
 
 
 def test_a_node_that_is_lost_while_a_trial_asks_loses_what_was_in_flight(
-    bench: Bench, calm: Calm, tmp_path: Path
+    bench: Bench, calm: Calm
 ) -> None:
     before = len(bench.fake.requests)
 
@@ -153,12 +170,60 @@ def test_a_node_that_is_lost_while_a_trial_asks_loses_what_was_in_flight(
         begun = len(bench.fake.requests) > before + 2 * IN_FLIGHT
         return bench.working("ImplicitFunc") if begun else None
 
-    board, at = bench.disturbed(tmp_path, asking)
+    board, at = bench.disturbed(calm.storage, asking, "--fresh")
     assert_same(board, calm)
     requests = bench.fake.requests[before:]
     assert EVAL_SIZE <= len(requests) <= EVAL_SIZE + 2 * IN_FLIGHT
     _, goes_on = max(pairwise(request.at for request in requests), key=lambda two: two[1] - two[0])
     told("A node is lost while a trial asks", "the next request", goes_on - monotonic(at))
+
+
+def test_a_node_that_is_lost_while_it_serves_loses_what_was_in_flight_there(
+    bench: Bench, calm: Calm
+) -> None:
+    gone: list[int] = []
+
+    def serving() -> Raylet | None:
+        """A node with one replica of two, which answers something, and without the trial."""
+        now = [one for one in asked(bench.model) if time.time() - one["at"] < TAKES_S / 2]
+        if len(asked(bench.model)) < 2 * AT_ONCE:
+            return None
+        assert works(bench.cluster.nodes[0], "_Owner")  # on the driver's node: it stands for it
+        for node in bench.cluster.nodes[1:]:
+            gone[:] = works(node, "ServeReplica:tiny")
+            if {one["pid"] for one in now} & set(gone) and not works(node, "ImplicitFunc"):
+                return node
+        return None
+
+    engine = {"model": str(bench.model), "cpus": 1.5, "min_replicas": 2, "concurrency": AT_ONCE}
+    served = f"--set=candidates={json.dumps([engine])}"
+    board, at = bench.disturbed(calm.storage, serving, served)
+    (row,) = board["rows"]
+    assert row["result"]["status"] == "succeeded", row["result"]["error"]
+    (folder,) = calm.storage.glob(f"runs/*/trials/{row['result']['key']}/completions")
+    answers = read(Storage(str(folder)))
+    assert [one.finish_reason for one in answers] == ["stop"] * EVAL_SIZE
+
+    times: dict[str, list[Json]] = {}
+    for one in asked(bench.model):
+        times.setdefault(str(one["messages"]), []).append(one)
+    again = [one for one in times.values() if len(one) > 1]
+    assert len(times) == EVAL_SIZE
+    assert 1 <= len(again) <= AT_ONCE
+    for first, second in again:  # the way to the other replica may have led over this node, too
+        assert second["pid"] not in gone
+        assert at - first["at"] < 2 * TAKES_S
+    left = ("ray::Serve", "_Keeper", "_Owner", "ImplicitFunc")
+    nodes = bench.cluster.nodes
+    wait_until(lambda: not any(works(node, title) for node in nodes for title in left), 30)
+    seconds = max(second["at"] for _, second in again) - at
+    told("A node is lost while it serves", "the last question being asked again", seconds)
+
+
+def asked(model: Path) -> list[Json]:
+    """What the engines of a model were asked by now, and by which process."""
+    file = model / "asked.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def monotonic(at: float) -> float:
