@@ -114,7 +114,9 @@ class _Run:
         try:
             with connect(address) as cluster:
                 self.show("checking the request", 0, 0)
-                passed = preflight.check(experiment, cluster, desk.storage, self.show)
+                passed = preflight.check(
+                    experiment, cluster, desk.storage, self.show, accepted=self.note.accepted
+                )
                 self.warnings += passed.warnings
                 desk.run.write_bytes("experiment.yaml", config.dump(experiment).encode())
                 self._note("running")

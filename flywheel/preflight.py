@@ -34,7 +34,12 @@ class Passed:
 
 
 def check(
-    experiment: Experiment, cluster: Cluster, storage: Storage, show: arrivals.Show
+    experiment: Experiment,
+    cluster: Cluster,
+    storage: Storage,
+    show: arrivals.Show,
+    *,
+    accepted: bool = False,
 ) -> Passed:
     """Refuse what cannot end well: no room, no weights, no key.
 
@@ -43,6 +48,8 @@ def check(
         cluster: The nodes that are up.
         storage: Where the run is to be kept.
         show: Shows how waiting for nodes goes on.
+        accepted: Whether the same request passed before, with the same packages: vLLM takes seconds
+            to import, and would say of the engines' arguments what it said then.
 
     Raises:
         FlywheelError: Says what is missing.
@@ -57,7 +64,8 @@ def check(
                 cluster.require_key(model.api_key_env)
         else:
             models.available(model.model)
-    options.check(config.engines(experiment))
+    if not accepted:
+        options.check(config.engines(experiment))
     planning.plan(experiment, "")  # reads what it names
     found = _check_scoring(experiment, cluster)
     icl = experiment.methods.icl

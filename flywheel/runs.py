@@ -73,6 +73,8 @@ class Note:
         """How often engines were started, by model; whoever starts one counts it here."""
         self.started = _now()
         self.provenance = provenance.of(self.started, seed)
+        self.accepted = earlier.get("versions") == self.provenance["versions"]
+        """Whether an earlier session passed all checks before its work, with these packages."""
         self._desk, self._facts = desk, dict[str, Any]()
 
     @property

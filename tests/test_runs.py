@@ -73,6 +73,17 @@ def test_facts_stay_in_the_note_until_its_end(tmp_path: Path) -> None:
     assert told["finished_at"] is not None
 
 
+def test_a_run_was_accepted_if_it_has_begun_with_the_same_packages(tmp_path: Path) -> None:
+    desk = Desk(Storage(str(tmp_path)), "shop-1")
+    first = Note(desk, 1, fresh=False)
+    assert not first.accepted
+    first.write("running")
+    assert Note(desk, 1, fresh=False).accepted
+    told = desk.run.read_json("run.json")
+    desk.run.write_json("run.json", {**told, "versions": {**told["versions"], "vllm": "0.0.1"}})
+    assert not Note(desk, 1, fresh=False).accepted
+
+
 def test_a_resumed_run_stays_fresh_and_counts_its_engines_on(tmp_path: Path) -> None:
     desk = Desk(Storage(str(tmp_path)), "shop-1")
     first = Note(desk, 1, fresh=True)

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from raylets import free_port
 
@@ -50,8 +52,10 @@ def cluster() -> Iterator[dict[str, str]]:
     try:
         wait_for_jobs(environment)
         yield environment
-    finally:
-        head.send_signal(signal.SIGTERM)
+    finally:  # told to end, it would take half a minute
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(60)
 
 

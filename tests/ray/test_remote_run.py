@@ -27,7 +27,10 @@ from remote_bench import (
     wait_for,
 )
 
+from flywheel import config, curation, preflight
+from flywheel.cluster import describe
 from flywheel.datasets import SPLITS
+from flywheel.errors import RequestError
 from flywheel.sample_logs import write_sample_logs
 from flywheel.scoring import TOOL_METRICS
 from flywheel.storage import Storage
@@ -163,8 +166,6 @@ def test_the_run_file_tells_status_versions_and_times(finished: Finished) -> Non
 
 
 def test_the_stored_experiment_is_complete_and_loads_again(finished: Finished) -> None:
-    from flywheel import config
-
     stored = Path(finished.bench.run.url) / "experiment.yaml"
     assert config.load(stored) == config.load(finished.bench.file)
     assert yaml.safe_load(stored.read_text())["ranking"]["margin"] == 0.1
@@ -267,6 +268,19 @@ def test_doctor_looks_at_the_cluster_and_says_what_it_found(address: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, logs: Path, address: str
+) -> None:
+    with FakeEndpoint(guess) as fake:
+        mine = bench(tmp_path, logs, [candidate(fake, api_key_env=None)])
+        done = mine.ended(f"--address={address}", "--set=workload=shop.nope")
+    assert done.returncode == 2
+    assert "no record of shop.nope; there are 'shop.router'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert fake.requests == []
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -280,19 +294,43 @@ def test_doctor_looks_at_the_cluster_and_says_what_it_found(address: str) -> Non
     ],
     ids=["no logs", "no workload", "too few", "no key", "key here only", "no model", "too small"],
 )
-def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_code_2(
-    tmp_path: Path, logs: Path, address: str, settings: Json, said: str
+@pytest.mark.usefixtures("address")
+def test_what_cannot_be_met_is_refused_before_anything_is_asked(
+    tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch, settings: Json, said: str
 ) -> None:
+    monkeypatch.setenv("SHOP_KEY", SECRET)
     tiny = tiny_model(tmp_path / "tiny")
+    changes = [f"{k}={json.dumps(v)}".replace("{tiny}", str(tiny)) for k, v in settings.items()]
     with FakeEndpoint(guess) as fake:
         mine = bench(tmp_path, logs, [candidate(fake, api_key_env=None)])
-        values = {k: json.dumps(v).replace("{tiny}", str(tiny)) for k, v in settings.items()}
-        done = mine.ended(f"--address={address}", *(f"--set={k}={v}" for k, v in values.items()))
-    assert done.returncode == 2
-    assert said in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+        experiment = config.load(mine.file, changes)
+        with pytest.raises(RequestError) as refused:
+            begin(experiment, mine.storage)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert fake.requests == []
+
+
+@pytest.mark.usefixtures("address")
+def test_vllm_is_not_asked_again_about_engines_that_it_took_before(
+    tmp_path: Path, logs: Path
+) -> None:
+    served = {"model": str(tiny_model(tmp_path / "tiny")), "engine": {"max_modle_len": 512}}
+    experiment = config.load(bench(tmp_path, logs, [served]).file)
+    storage = Storage(experiment.storage)
+    with pytest.raises(RequestError, match="did you mean max_model_len"):
+        begin(experiment, storage)
+    begin(experiment, storage, accepted=True)
+
+
+def begin(experiment: config.Experiment, storage: Storage, *, accepted: bool = False) -> None:
+    """What a run does before it trains or asks."""
+    preflight.check(experiment, describe(ours=False), storage, unseen, accepted=accepted)
+    curation.curate(experiment, storage, unseen)
+
+
+def unseen(stage: str, done: int, total: int) -> None:
+    """What is shown of progress."""
 
 
 def test_a_run_without_one_answer_has_failed_and_says_why(
