@@ -1,4 +1,4 @@
-"""Do intervals hold the truth as often as they say? A thousand boards whose truth is known.
+"""Do intervals hold the truth as often as they say? Thousands of boards whose truth is known.
 
 `make bench-statistics` draws more boards of more kinds.
 """
@@ -7,7 +7,7 @@ import pytest
 
 from tests.benchmarks.statistics import Design, coverage, false_promotions
 
-BOARDS = 1_000
+BOARDS = 2_000
 SINGLE = Design(qualities=(0.9, 0.75), records=200)
 CLUSTERED = Design(qualities=(0.9, 0.75), records=200, largest=7)
 
