@@ -25,7 +25,7 @@ def over(items: list[Json], step: Callable[..., Iterator[Json]], *args: Any) -> 
 
     def fitting(item: Json) -> Iterator[Json]:
         nodes.require_here(driver)
-        return step(item, *args)
+        yield from step(item, *args)
 
     if not items:
         return

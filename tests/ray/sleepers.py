@@ -75,9 +75,7 @@ def sweep(storage: str, plan: Json) -> list[Any]:
     desk = Desk(Storage(storage), "sleepers")
     planned = [Trial("c", "m", "lora", {"n": n}, "f", 0) for n in range(plan["trials"])]
     feed = Listed(planned, desk, Budget(BudgetConfig()), lambda trial: None)
-    needs = None
-    if not plan.get("in_trial"):
-        needs = Needs(plan.get("cpus", 0.1), plan.get("gpus", 0), plan.get("kind"))
+    needs = Needs(plan.get("cpus", 0.1), plan.get("gpus", 0), plan.get("kind"))
     step = partial(sleep, desk=desk, seconds=plan["seconds"])
     together = plan.get("together", len(planned))
     fanout.map_over(step, feed, desk, together, lambda done, total: None, needs)

@@ -144,14 +144,14 @@ def experiment(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def older(three: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Raylet:
-    """A node that joins with older packages, and more room than the others."""
+    """A node that joins with older packages, the only one with three GPUs."""
     folder = tmp_path_factory.mktemp("older")
     for name, version in {"transformers": "4.0.1", "peft": "0.1.2"}.items():
         info = folder / f"{name}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     path = f"{folder}:{three.environment['PYTHONPATH']}"
-    return three.add(Node(8, 3, "L4", environment={"PYTHONPATH": path}))
+    return three.add(Node(2, 3, "L4", environment={"PYTHONPATH": path}))
 
 
 DIFFERS = r"transformers is [\d.]+ at the driver, but 4\.0\.1 on [\d.]+:\d+\. peft is "
@@ -175,14 +175,11 @@ def test_such_a_node_that_joined_after_the_check_is_refused_by_the_work_that_com
     three: Cluster, tmp_path: Path
 ) -> None:
     training = {"trials": 3, "seconds": 0.1, "gpus": 3, "together": 1}
-    asking = {"trials": 24, "seconds": 1, "together": 12, "in_trial": True}
-    plans = [training, asking, {"items": 24, "seconds": 0.5}]
+    plans = [training, {"items": 8, "seconds": 0.5}]
     done = three.python(SLEEPERS, three.address, str(tmp_path), *map(json.dumps, plans))
     assert done.returncode == 0, done.stderr
     for one in json.loads(done.stdout):
         assert re.search(DIFFERS, one["refused"])
         assert "\n" not in one["refused"]
-    begun = list((tmp_path / "0").glob("runs/*/trials/*"))
+    begun = list(tmp_path.glob("0/runs/*/trials/*"))
     assert [[path.name for path in one.iterdir()] for one in begun] == [["spec.json"]]
-    tried = [json.loads(path.read_text()) for path in tmp_path.rglob("tries.json")]
-    assert all(one["node_gpus"] < 3 for tries in tried for one in tries)

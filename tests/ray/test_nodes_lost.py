@@ -162,7 +162,7 @@ def test_a_node_that_is_lost_while_logs_are_read_changes_nothing_of_the_dataset(
 
 
 def test_a_node_that_is_lost_while_a_trial_asks_loses_what_was_in_flight(
-    bench: Bench, calm: Calm
+    bench: Bench, calm: Calm, tmp_path: Path
 ) -> None:
     before = len(bench.fake.requests)
 
@@ -170,7 +170,7 @@ def test_a_node_that_is_lost_while_a_trial_asks_loses_what_was_in_flight(
         begun = len(bench.fake.requests) > before + 2 * IN_FLIGHT
         return bench.working("ImplicitFunc") if begun else None
 
-    board, at = bench.disturbed(calm.storage, asking, "--fresh")
+    board, at = bench.disturbed(tmp_path, asking)
     assert_same(board, calm)
     requests = bench.fake.requests[before:]
     assert EVAL_SIZE <= len(requests) <= EVAL_SIZE + 2 * IN_FLIGHT
