@@ -49,7 +49,7 @@ for command in (
 def main() -> None:
     """Run the program; errors made on purpose print as sentences, never as tracebacks."""
     signal.signal(signal.SIGTERM, _interrupt)
-    atexit.register(gc.freeze)  # what the end frees anyway, Python would look through for a second
+    atexit.register(_end_at_once)
     try:
         app()
     except FlywheelError as error:
@@ -71,6 +71,15 @@ def _top(
     if version:
         printing.out.print(__version__, highlight=False)
         raise typer.Exit
+
+
+def _end_at_once() -> None:
+    """Spare Python the last look for garbage, a second over what libraries have made.
+
+    Triton's binding, where something has loaded it, would complain of what is left.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def _plain(error: Exception) -> str:

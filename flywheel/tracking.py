@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -35,6 +38,9 @@ ENDINGS = {"succeeded": "FINISHED", "failed": "FAILED"} | dict.fromkeys(
 )
 """A run's or trial's status -> MLflow's."""
 HEALTH_TIMEOUT_S = 5.0
+_SQLITE = "sqlite:///"
+_MAKING, _MAKING_S = ".mlflow-", 600.0
+"""Folders in which databases are made, and seconds that this takes at most."""
 BATCH = 1_000
 """Metrics that MLflow takes in one request."""
 VALUE_LIMIT = 500
@@ -140,6 +146,8 @@ class Tracker:
         self._down = False
         if self._parent:
             return
+        if self.uri.startswith(_SQLITE):
+            _make_tables(Path(self.uri.removeprefix(_SQLITE)))
         self._client = self._client or _client(self.uri)
         home = self._home()
         found = self._client.search_runs([home], f"tags.`{RUN_TAG}` = '{self._run_id}'")
@@ -206,7 +214,24 @@ def _default_uri(storage: Storage) -> str:
         message = "tracking.uri: name an MLflow server; its default needs a local folder"
         raise ConfigError(f"{message} and storage is {storage.url}")
     Path(storage.url).mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{storage.url}/mlflow.db"
+    return f"{_SQLITE}{storage.url}/mlflow.db"
+
+
+def _make_tables(database: Path) -> None:
+    """Put a database with MLflow's tables there, whole or not at all, if there is none.
+
+    MLflow makes them one by one, and never opens a database again in which it was killed at it.
+    """
+    for left in database.parent.glob(f"{_MAKING}*"):
+        if time.time() - left.stat().st_mtime > _MAKING_S:  # whoever made it was killed
+            shutil.rmtree(left, ignore_errors=True)
+    if database.exists():
+        return
+    with TemporaryDirectory(dir=database.parent, prefix=_MAKING) as folder:
+        made = Path(folder, database.name)
+        _client(f"{_SQLITE}{made}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another run was quicker
+            os.link(made, database)
 
 
 def _artifact_uri(storage: Storage) -> str:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -195,3 +198,33 @@ def test_an_outage_is_a_warning_and_the_run_goes_on(tmp_path, free_port):
 def test_remote_storage_needs_a_tracking_server():
     with pytest.raises(ConfigError, match=r"tracking\.uri"):
         Tracker(an_experiment(), "demo-1", Storage("memory://bucket/runs"))
+
+
+RECORDS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from sample_run import MANIFEST, an_experiment
+from flywheel.storage import Storage
+from flywheel.tracking import Tracker
+Tracker(an_experiment(), "t-1", Storage(sys.argv[2])).start(MANIFEST)
+"""
+
+
+def test_a_process_killed_while_mlflow_makes_its_tables_leaves_no_half_a_database(tmp_path):
+    folder = tmp_path / "store"
+    command = [sys.executable, "-c", RECORDS, str(Path(__file__).parents[1]), str(folder)]
+    process = subprocess.Popen(command)
+    while not any(made.stat().st_size for made in folder.glob("**/mlflow.db")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (folder / "mlflow.db").exists()
+    (left,) = folder.glob(".mlflow-*")
+    os.utime(left, (0, 0))
+    tracker = Tracker(an_experiment(), "t-1", Storage(str(folder)))
+    record_run(tracker)
+    assert tracker.warnings == []
+    _, parents, children = runs_at(tracker.uri)
+    assert (len(parents), len(children)) == (1, len(SAMPLE.results))
+    assert not list(folder.glob(".mlflow-*"))
