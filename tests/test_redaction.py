@@ -16,7 +16,7 @@ from redaction_quality import KINDS, measure, mistakes, sentences, table
 
 from flywheel.errors import ConfigError
 from flywheel.redaction import SUSPICIOUS, find, mask_text, needs_masking, redact, redactor
-from flywheel.redaction.patterns import search
+from flywheel.redaction.searching import search
 from flywheel.types import Json, Normalisation, Record
 from tests.cpu_time import cpu_within
 

@@ -2,12 +2,13 @@
 
 A found value becomes a typed placeholder, ``<EMAIL_1>``. Equal values of one record share one
 placeholder, whatever their spelling and wherever they stand, so that a tool call still matches the
-sentence it was made from. `patterns` finds what has a form, `presidio` (an extra) finds names,
-places and organisations, and `masker` puts the placeholders in.
+sentence it was made from. `patterns` says what has a form and `searching` finds it, `presidio` (an
+extra) finds names, places and organisations, and `masker` puts the placeholders in.
 """
 
 from flywheel.redaction.masker import Redactor, mask_text, redact, redact_said, redactor
-from flywheel.redaction.patterns import SUSPICIOUS, Span, find, needs_masking, suspects
+from flywheel.redaction.patterns import Span
+from flywheel.redaction.searching import SUSPICIOUS, find, needs_masking, suspects
 
 __all__ = [
     "SUSPICIOUS",

@@ -11,7 +11,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from flywheel.errors import ConfigError
-from flywheel.redaction.patterns import Span, find, is_usual, needs_masking
+from flywheel.redaction.patterns import Span
+from flywheel.redaction.searching import find, is_usual, needs_masking
 from flywheel.types import Json, Record, canonical_json, json_bytes, json_text
 
 Finder = Callable[[str, str], list[Span]]

