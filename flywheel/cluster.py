@@ -196,17 +196,18 @@ def connect(address: str | None = None) -> Iterator[Cluster]:
         options |= {"address": address}
         if chosen := logs.environment():  # processes of a Ray of our own have it from this one
             options["runtime_env"] = {"env_vars": chosen}
-    with boundary(ClusterError, f"joining the Ray cluster at {address or 'this machine'}"):
-        ray.init(**options)
-    for name in ("ray", "ray.serve", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is data of ours
-    try:
-        # What nodes have to say Ray prints to the standard output, which belongs to results.
-        with redirect_stdout(sys.stderr):
+    # What nodes have to say, and at the end what it kept back, Ray prints to the standard output,
+    # which belongs to results.
+    with redirect_stdout(sys.stderr):
+        with boundary(ClusterError, f"joining the Ray cluster at {address or 'this machine'}"):
+            ray.init(**options)
+        for name in ("ray", "ray.serve", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is data of ours
+        try:
             yield describe(ours=address is None)
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def describe(*, ours: bool) -> Cluster:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import Any
 
 
@@ -22,9 +23,9 @@ def kept(application: str) -> Iterator[None]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     owner = ray.remote(num_cpus=0)(_Owner).options(scheduling_strategy=here).remote()
     again = {"max_restarts": -1, "max_task_retries": -1}  # elsewhere, if its node is lost
-    keeper = ray.remote(num_cpus=0)(_Keeper).options(lifetime="detached", **again).remote()
+    remote = ray.remote(num_cpus=0)(_Keeper).options(lifetime="detached", **again)
+    keeper = remote.remote(owner, application)
     ray.get(keeper.here.remote())
-    keeper.wait.remote(owner, application)
     try:
         yield
     finally:
@@ -41,12 +42,19 @@ class _Owner:
 
 
 class _Keeper:
-    """Lives until it has nothing left to do."""
+    """Lives until it has nothing left to do.
+
+    It waits in a thread from its first moment on, not in a task: a task would be asked again where
+    the keeper is restarted, but each ordered end would make Ray tell the user that it failed.
+    """
+
+    def __init__(self, owner: Any, application: str) -> None:
+        Thread(target=self._wait, args=(owner, application), daemon=True).start()
 
     def here(self) -> None:
         """Answer: from then on it outlives its driver."""
 
-    def wait(self, owner: Any, application: str) -> None:
+    def _wait(self, owner: Any, application: str) -> None:
         """Delete the application once ``owner`` is gone, then go, too."""
         import ray
         from ray import serve
@@ -57,4 +65,4 @@ class _Keeper:
         try:
             serve.delete(application)
         finally:
-            ray.actor.exit_actor()
+            ray.kill(ray.get_runtime_context().current_actor)

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
+from raylets import wait_until
 from recovery import told
 
 from flywheel.serving import engine
@@ -43,15 +44,16 @@ def applications() -> set[str]:
     return set(serve.status().applications)
 
 
-def keepers() -> list[str]:
-    titles = []
+def keepers() -> list[psutil.Process]:
+    found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
-            titles.append("".join(process.cmdline()))
-    return [title for title in titles if "_Keeper" in title]
+            if "_Keeper" in "".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
-@pytest.mark.parametrize("ending", ["killed", "in order"])
+@pytest.mark.parametrize("ending", ["killed", "killed after its keeper", "in order"])
 def test_an_application_that_is_kept_goes_with_its_driver(ray_session: None, ending: str) -> None:
     import ray
     from ray import serve
@@ -69,15 +71,18 @@ def test_an_application_that_is_kept_goes_with_its_driver(ray_session: None, end
     try:
         assert driver.stdout.readline() == "up\n"
         assert applications() == {"kept", "other"}
-        assert keepers()
+        (keeper,) = keepers()
+        if ending == "killed after its keeper":
+            keeper.kill()
+            wait_until(lambda: [one for one in keepers() if one != keeper] != [])
         ended = time.monotonic()
-        if ending == "killed":
-            driver.kill()
-        else:
+        if ending == "in order":
             driver.stdin.write("\n")
             driver.stdin.flush()
             assert driver.stdout.readline() == "down\n"
-        left = {"other"} if ending == "killed" else {"kept", "other"}
+        else:
+            driver.kill()
+        left = {"kept", "other"} if ending == "in order" else {"other"}
         deadline = time.monotonic() + 60
         while applications() != left or keepers():
             assert time.monotonic() < deadline, (applications(), keepers())
