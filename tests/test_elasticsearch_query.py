@@ -9,7 +9,9 @@ import pytest
 
 from flywheel.errors import DataError
 from flywheel.stores import Query, open_store
-from flywheel.stores.elasticsearch import PAGE_BYTES, TEMPLATE, ElasticsearchStore, _fitting, _where
+from flywheel.stores.elasticsearch import ElasticsearchStore, mapping
+from flywheel.stores.elasticsearch.mapping import TEMPLATE
+from flywheel.stores.elasticsearch.paging import PAGE_BYTES, _fitting
 from flywheel.types import Json
 
 URL = "elasticsearch://localhost:9200/logs"
@@ -29,7 +31,7 @@ BLUEPRINT: Json = {
 
 def where(query: Query, mappings: Json) -> tuple[list[Json], list[Json]]:
     """What must be there, and what must not."""
-    found = _where(query, mappings)["bool"]
+    found = mapping.where(query, mappings)["bool"]
     return [f["bool"]["should"][0] for f in found["filter"]], found["must_not"]
 
 

@@ -36,7 +36,9 @@ from flywheel.ingest import ingest
 from flywheel.sample_logs import ROUTER, write_sample_logs
 from flywheel.storage import Storage
 from flywheel.stores import Appended, LogStore, Query, Shard, open_store
-from flywheel.stores.elasticsearch import FIELDS, PAGE_BYTES, ElasticsearchStore
+from flywheel.stores.elasticsearch import ElasticsearchStore
+from flywheel.stores.elasticsearch.mapping import FIELDS
+from flywheel.stores.elasticsearch.paging import PAGE_BYTES
 from flywheel.types import Json, canonical_json, json_text
 
 pytestmark = pytest.mark.services
@@ -263,7 +265,7 @@ def test_any_number_of_readers_reads_each_document_once(url: str, index: str) ->
         ]
         assert read(store, readers=readers) == once
         assert all(any(store.scan(shard, ALL)) for shard in shards), "a reader had nothing to do"
-    with ElasticsearchStore(url)._client("scrolling") as client:
+    with ElasticsearchStore(url)._server.client("scrolling") as client:
         hits = list(scroll(client, index=index))
     scrolled = {f"{hit['_index']}/{hit['_id']}": hit["_source"] for hit in hits}
     assert {place: json.loads(line) for place, line in once} == scrolled
