@@ -210,6 +210,25 @@ def connect(address: str | None = None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """An error of ours in a worker is the user's, without the traceback that Ray puts before it.
+
+    Raises:
+        FlywheelError: What a worker raised. Foreign errors pass as Ray has them.
+    """
+    import ray.exceptions
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if not isinstance(cause, FlywheelError):
+            raise
+        # Ray Data appends advice on retries to the message.
+        raise type(cause)(str(cause).splitlines()[0]) from None
+
+
 def describe(*, ours: bool) -> Cluster:
     """The cluster this process is connected to."""
     import ray

@@ -9,14 +9,14 @@ cannot load fails alone. Remote endpoints are left out: their weights are not he
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flywheel import config, curation, folders, gate, models, nodes, trials
-from flywheel.cluster import Cluster, connect
+from flywheel import config, curation, folders, gate, models, nodes, trials, versions
+from flywheel.cluster import Cluster, connect, own_errors
 from flywheel.config import CandidateConfig, Experiment, LoraConfig, ParityConfig
 from flywheel.errors import FlywheelError, RequestError, TrainingError, boundary
 from flywheel.folders import Desk
@@ -207,6 +207,7 @@ def outside_the_engine(
 
     Raises:
         TrainingError: A base model could not be loaded, or no record fits it.
+        ClusterError: A node that joined late has other versions than this process.
     """
     import ray
 
@@ -214,9 +215,9 @@ def outside_the_engine(
     task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_calls=1)(_answers)
     done, total = 0, sum(map(len, groups))
     for group in groups:
-        with boundary(TrainingError, f"answering with {group[0].candidate.model}"):
+        with boundary(TrainingError, f"answering with {group[0].candidate.model}"), own_errors():
             reports = task.options(num_returns="streaming").remote(
-                group, desk, limits, math.ceil(needs.cpus)
+                group, desk, limits, math.ceil(needs.cpus), versions.installed()
             )
             for subject, report in zip(group, reports, strict=True):
                 shown.update("answering outside the engine", done, total)
@@ -228,9 +229,14 @@ def outside_the_engine(
 
 
 def _answers(
-    group: Sequence[Subject], desk: Desk, limits: ParityConfig, threads: int
+    group: Sequence[Subject],
+    desk: Desk,
+    limits: ParityConfig,
+    threads: int,
+    driver: Mapping[str, str],
 ) -> Iterator[str]:
     """Body of the task: of each subject what broke, or nothing."""
+    nodes.require_here(driver)
     base = gate.outside(group[0].trial, threads)
     for subject in group:
         try:

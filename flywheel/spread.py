@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flywheel import nodes, versions
-from flywheel.errors import FlywheelError
+from flywheel.cluster import own_errors
 from flywheel.types import Json
 
 
@@ -29,7 +29,7 @@ def over(items: list[Json], step: Callable[..., Iterator[Json]], *args: Any) -> 
 
     if not items:
         return
-    with _quiet(), _own_errors():
+    with _quiet(), own_errors():
         data = ray.data.from_items(items, override_num_blocks=len(items))
         mapped = data.flat_map(fitting)
         for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -56,18 +56,3 @@ def _quiet() -> Iterator[None]:
         context.enable_progress_bars = before
         for console, level in consoles.items():
             console.setLevel(level)
-
-
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """A worker's own error is the user's, without Ray's wrapping."""
-    import ray.exceptions
-
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if not isinstance(cause, FlywheelError):
-            raise
-        # Ray Data appends advice on retries to the message.
-        raise type(cause)(str(cause).splitlines()[0]) from None

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flywheel import paritycheck, trials
+from flywheel import paritycheck, trials, versions
 from flywheel.cluster import Cluster
 from flywheel.config import Experiment, ParityConfig, validate
-from flywheel.errors import EngineError, TrainingError
+from flywheel.errors import ClusterError, EngineError, TrainingError
 from flywheel.folders import Desk
 from flywheel.parity import Generation
 from flywheel.paritycheck import Subject
@@ -132,5 +132,16 @@ def test_a_base_model_that_cannot_be_loaded_ends_the_check(
     shutil.copytree(subject.candidate.model, model)
     (model / "model.safetensors").write_bytes(b"no weights")
     gone = replace(subject, trial=replace(subject.trial, model=str(model)))
-    with pytest.raises(TrainingError, match="while answering with"):
+    with pytest.raises(TrainingError, match="while answering with") as failed:
         ask([gone], desk, Silent())
+    assert "Traceback" not in str(failed.value)
+    assert len(str(failed.value).splitlines()) == 1
+
+
+def test_a_node_with_other_packages_answers_nothing(
+    experiment: Experiment, desk: Desk, ray_session: None
+) -> None:
+    driver = {**versions.installed(), "peft": "0.1.2"}
+    task = paritycheck._answers(subjects(experiment, desk), desk, LIMITS, 1, driver)
+    with pytest.raises(ClusterError, match=r"peft is 0\.1\.2 at the driver, but "):
+        next(task)
