@@ -58,7 +58,6 @@ class Cluster:
     """The alive nodes' resources, head first, and whether we started it."""
 
     nodes: list[dict[str, float]]
-    head_ip: str
     ours: bool
 
     def engine_needs(self, config: ModelConfig) -> Needs:
@@ -234,9 +233,8 @@ def describe(*, ours: bool) -> Cluster:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    heads = [node for node in nodes if "node:__internal_head__" in node["Resources"]] or nodes
-    nodes.sort(key=lambda node: node is not heads[0])
-    return Cluster([node["Resources"] for node in nodes], heads[0]["NodeManagerAddress"], ours)
+    nodes.sort(key=lambda node: "node:__internal_head__" not in node["Resources"])
+    return Cluster([node["Resources"] for node in nodes], ours)
 
 
 def _on_a_worker(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -22,7 +22,7 @@ CANDIDATE = {
     "tool_parser": "hermes",
     "gpus": 1,
 }
-CLUSTER = Cluster([{"CPU": 8.0, "GPU": 2.0}], "10.0.0.1", ours=False)
+CLUSTER = Cluster([{"CPU": 8.0, "GPU": 2.0}], ours=False)
 
 
 @pytest.fixture

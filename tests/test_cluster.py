@@ -21,7 +21,7 @@ MODEL = ModelConfig(model="org/m")
 
 
 def cluster(*nodes: dict[str, float]) -> Cluster:
-    return Cluster(list(nodes), "10.0.0.1", ours=False)
+    return Cluster(list(nodes), ours=False)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_candidates_that_are_served_alike_share_an_engine_and_others_do_not() ->
 
 
 def test_engines_stand_side_by_side_only_where_nodes_have_room() -> None:
-    cluster = Cluster([{"CPU": 2}, {"CPU": 8, "GPU": 1}], "", ours=True)
+    cluster = Cluster([{"CPU": 2}, {"CPU": 8, "GPU": 1}], ours=True)
     assert cluster.holds([Needs(1.5, 0), Needs(1, 1), Needs(6, 0)])
     assert not cluster.holds([Needs(1, 1), Needs(1, 1)])
     assert not cluster.holds([Needs(1.5, 0), Needs(7, 0), Needs(1.5, 0)])

@@ -38,7 +38,7 @@ def session(place: Path, *candidates: Json) -> Session:
     }
     experiment = validate(data, "test.yaml")
     desk, budget = Desk(Storage(str(place)), "shop-1"), Budget(BudgetConfig())
-    cluster = Cluster([{"CPU": 8.0, "GPU": 4.0}], "127.0.0.1", ours=True)
+    cluster = Cluster([{"CPU": 8.0, "GPU": 4.0}], ours=True)
     monitor = Monitor(desk, Silent(), budget)
     return Session(experiment, desk, cluster, budget, monitor, {"seed": 1})
 

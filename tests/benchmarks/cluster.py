@@ -192,7 +192,7 @@ def _spread(spread: float) -> dict[str, float]:
 
 def simulate(spread: float = SPREADS[0]) -> tuple[Diary, float]:
     """Train and ask everything; give what GPUs did, and the driver's bytes for each trial."""
-    wanted, cluster = experiment(), Cluster(_nodes(), "10.0.0.1", ours=False)
+    wanted, cluster = experiment(), Cluster(_nodes(), ours=False)
     clock, diary, rng = Clock(), Diary(), random.Random(0)
     tracemalloc.start()
     planned = planning.plan(wanted, "made-up")

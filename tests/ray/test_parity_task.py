@@ -88,7 +88,7 @@ def subjects(experiment: Experiment, desk: Desk) -> list[Subject]:
 
 
 def ask(group: list[Subject], desk: Desk, shown: Silent) -> dict[str, str]:
-    cluster = Cluster([{"CPU": 2.0}], "127.0.0.1", ours=True)
+    cluster = Cluster([{"CPU": 2.0}], ours=True)
     return paritycheck.outside_the_engine([group], desk, LIMITS, cluster, shown)
 
 
