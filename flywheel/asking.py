@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from flywheel.budget import Budget
-from flywheel.folders import Desk
+from flywheel.errors import EngineError
+from flywheel.folders import Desk, write_failure, write_spec
 from flywheel.types import Trial
 
 _LOOK_S = 0.05
@@ -83,7 +84,7 @@ class Asked:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let everything go; raises what kept an engine from starting."""
+        """Let everything go; raises what no trial can help."""
         self._unopened.clear()
         for queue in self.queues:
             queue.done.set()
@@ -147,9 +148,22 @@ class Asked:
             if queue.done.is_set():
                 continue
             try:
-                with queue.hold():
-                    queue.open = True
-                    queue.done.wait()
+                self._hold(queue)
             except BaseException as error:  # noqa: BLE001 -- raised where the feed is used
                 queue.error = error
                 queue.trials.clear()
+
+    def _hold(self, queue: Queue) -> None:
+        """Hold its engine until all is done; where that does not start, its trials have failed."""
+        try:
+            with queue.hold():
+                queue.open = True
+                queue.done.wait()
+        except EngineError as error:
+            if queue.open or queue.done.is_set():
+                raise
+            for trial in queue.trials:
+                folder = self.desk.folder(trial)
+                write_spec(folder, trial)
+                write_failure(folder, error)
+            queue.trials.clear()

@@ -23,6 +23,7 @@ from typing import Any, Literal, TextIO
 
 log = logging.getLogger("flywheel")
 log.addHandler(logging.NullHandler())
+log.propagate = False  # to handlers of libraries, which would write texts too
 
 Format = Literal["text", "json"]
 
@@ -64,7 +65,6 @@ def configure(form: Format, *, texts: bool = False, stream: TextIO | None = None
     handler.setFormatter(_Lines(form, texts=texts))
     log.handlers[:] = [handler]
     log.setLevel(logging.DEBUG if texts else logging.INFO)
-    log.propagate = False
     log.manager = logging.Manager(logging.root)  # `logging.disable` silences the libraries alone
 
 

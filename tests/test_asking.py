@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from flywheel.asking import Asked, Queue
 from flywheel.budget import Budget
 from flywheel.config import BudgetConfig
-from flywheel.errors import EngineError
-from flywheel.folders import Desk
+from flywheel.errors import ClusterError, EngineError, FlywheelError
+from flywheel.folders import Desk, failure, read_spec
 from flywheel.storage import Storage
 from flywheel.types import Trial
 
@@ -108,33 +108,81 @@ def test_an_engine_answers_as_many_trials_at_once_as_it_has_places(tmp_path: Pat
 
 
 @contextmanager
-def broken() -> Iterator[None]:
-    raise EngineError("no memory")
+def broken(error: FlywheelError) -> Iterator[None]:
+    raise error
     yield
 
 
-def test_an_engine_that_does_not_start_ends_the_run_when_the_others_are_done(
-    tmp_path: Path,
-) -> None:
+NO_MEMORY = EngineError("no memory")
+
+
+def test_an_engine_that_does_not_start_fails_its_trials_and_no_others(tmp_path: Path) -> None:
     site = Site()
-    bad, good = Queue(some("bad", 1), broken), Queue(some("good", 2), lambda: site.hold("good"))
+    bad = Queue(some("bad", 2), partial(broken, NO_MEMORY))
+    victims = list(bad.trials)
+    good = Queue(some("good", 2), lambda: site.hold("good"))
+    with asked(tmp_path, bad, good) as feed:
+        while not feed.ready or bad.trials:
+            Event().wait(0.01)
+        done = finish(feed)
+    assert [trial.candidate for trial in done] == ["good", "good"]
+    folders = [feed.desk.folder(trial) for trial in victims]
+    assert [failure(folder) for folder in folders] == ["no memory", "no memory"]
+    assert [read_spec(folder) for folder in folders] == victims
+
+
+def test_what_no_trial_can_help_ends_the_run_when_the_others_are_done(tmp_path: Path) -> None:
+    site = Site()
+    bad = Queue(some("bad", 1), partial(broken, ClusterError("too small")))
+    (victim,) = bad.trials
+    good = Queue(some("good", 2), lambda: site.hold("good"))
     done: list[Trial] = []
+    feed = asked(tmp_path, bad, good)
 
     def run() -> None:
-        with asked(tmp_path, bad, good) as feed:
+        with feed:
             while not feed.ready or bad.trials:
                 Event().wait(0.01)
             done.extend(finish(feed))
 
-    with pytest.raises(EngineError, match="no memory"):
+    with pytest.raises(ClusterError, match="too small"):
         run()
     assert [trial.candidate for trial in done] == ["good", "good"]
+    assert not feed.desk.folder(victim).exists("failed.json")
 
 
 def test_if_no_engine_starts_nothing_begins(tmp_path: Path) -> None:
-    feed = asked(tmp_path, Queue(some("m", 1), broken))
-    with pytest.raises(EngineError, match="no memory"), feed:
+    with asked(tmp_path, Queue(some("m", 1), partial(broken, NO_MEMORY))) as feed:
+        assert feed.next() is None
+    feed = asked(tmp_path, Queue(some("m", 1), partial(broken, ClusterError("too small"))))
+    with pytest.raises(ClusterError, match="too small"), feed:
         pytest.fail("there is nothing to ask")
+
+
+def test_an_engine_that_fails_because_the_run_is_stopped_fails_no_trial(tmp_path: Path) -> None:
+    stopped = Event()
+
+    @contextmanager
+    def given_up() -> Iterator[None]:
+        assert stopped.wait(5)
+        raise EngineError("the run is being stopped")
+        yield
+
+    site = Site()
+    late = Queue(some("late", 1), given_up)
+    (victim,) = late.trials
+    feed = asked(tmp_path, late, Queue(some("good", 1), lambda: site.hold("good")))
+
+    def interrupted() -> None:
+        with feed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    stopped.set()
+    while late.error is None:
+        Event().wait(0.01)
+    assert not feed.desk.folder(victim).exists("failed.json")
 
 
 def test_a_reached_budget_starts_nothing_but_finishes_what_was_begun(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ TEXT = "where is my parcel, says Jane"
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("FLYWHEEL_LOG_FORMAT", "FLYWHEEL_LOG_TEXTS"):
         monkeypatch.setenv(name, "")
-    handlers, level, propagate = log.handlers[:], log.level, log.propagate
+    handlers, level = log.handlers[:], log.level
     yield
-    log.handlers[:], log.propagate = handlers, propagate
+    log.handlers[:] = handlers
     log.setLevel(level)
     vars(log).pop("manager", None)
 
@@ -36,6 +36,18 @@ def logged(form: logs.Format = "json", *, texts: bool = False, **values: Any) ->
     with about(run="demo-1", trial="ab12"), about(record="r7"):
         log.warning("request tried again", extra=fields({"error": TEXT}, **values))
     return stream.getvalue()
+
+
+def test_without_a_format_nothing_is_written_even_where_a_library_writes_all_there_is() -> None:
+    """Importing ``ray.serve.llm`` gives the root logger a handler that writes every field."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(handler)
+    try:
+        log.error("request given up", extra=fields({"error": TEXT}))
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert stream.getvalue() == ""
 
 
 def test_a_line_is_an_object_with_its_ids() -> None:

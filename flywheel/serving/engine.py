@@ -21,7 +21,7 @@ from flywheel import versions
 from flywheel.cluster import Needs
 from flywheel.config import ModelConfig
 from flywheel.errors import EngineError, boundary
-from flywheel.serving import Endpoint, keeper
+from flywheel.serving import Endpoint, failures, keeper
 from flywheel.types import Json, content_hash
 
 INGRESS_CPUS = 0.1
@@ -32,6 +32,8 @@ MAX_ADAPTERS = 8
 """Adapters one engine holds at a time; the least recently used makes room."""
 _LINGERS_S = 0.1
 """A run's engine stops when nobody has anything left to ask."""
+_STARTS = 2
+"""Tries to start; a machine may be taken away once, all else would fail again."""
 _DECIDES = {
     "model", "engine", "tool_parser", "cpus", "gpus", "accelerator", "min_replicas", "max_replicas"
 }  # fmt: skip
@@ -90,7 +92,8 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
             on a free port. On a cluster, Serve's own address is used.
 
     Raises:
-        EngineError: The engine did not start.
+        EngineError: The engine did not start; says why.
+        ClusterError: A node that joined late has other versions than this process.
     """
     from ray import serve as ray_serve
 
@@ -101,7 +104,8 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
                 held.enter_context(keeper.kept(spec.name))
             held.callback(ray_serve.delete, spec.name)
             app = application(spec, lingers_s=_LINGERS_S)
-            ray_serve.run(app, name=spec.name, route_prefix=f"/{spec.name}")
+            with failures.told(spec.name, spec.config.model):
+                ray_serve.run(app, name=spec.name, route_prefix=f"/{spec.name}")
         yield spec
 
 
@@ -197,6 +201,7 @@ def _llm_config(spec: EngineSpec, lingers_s: float) -> Any:
             },
             "max_ongoing_requests": 1024,
             "health_check_timeout_s": 120,
+            "max_constructor_retry_count": _STARTS,
             "graceful_shutdown_wait_loop_s": lingers_s,
             "ray_actor_options": {"num_cpus": 0},  # the bundle above already counts it
         },

@@ -23,7 +23,7 @@ from vllm.config import StructuredOutputsConfig
 
 from flywheel import models, nodes
 from flywheel.rendering import Renderer
-from flywheel.serving import leftovers
+from flywheel.serving import failures, leftovers
 from flywheel.serving.tool_parsers import parser_of
 from flywheel.storage import Storage
 
@@ -79,7 +79,7 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
             ),
         )
         llm_config._engine_config = None  # built from the id before the weights were found
-        with leftovers.removed_with_this_process():
+        with leftovers.removed_with_this_process(), failures.explained():
             await super().__init__(llm_config, **options)
 
     async def _start_engine(self) -> None:
