@@ -99,6 +99,7 @@ def test_what_a_replica_raised_is_found_in_what_serve_says(last: str, error: Exc
     assert (type(found), str(found)) == (type(error), str(error))
 
 
-def test_where_serve_quotes_nothing_nothing_is_found() -> None:
-    assert raised(["", "Deployment is starting"], "m") is None
-    assert raised([], "m") is None
+def test_where_serve_quotes_nothing_that_is_said() -> None:
+    said = "the engine of m did not start, and Ray Serve does not say why"
+    assert str(raised(["", "Deployment is starting"], "m")) == said
+    assert str(raised([], "m")) == said

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ BUSY = 32
 """Requests in flight per replica from which Ray Serve starts another, as far as it may."""
 MAX_ADAPTERS = 8
 """Adapters one engine holds at a time; the least recently used makes room."""
+_LOOK_S = 0.2
 _LINGERS_S = 0.1
 """A run's engine stops when nobody has anything left to ask."""
 _STARTS = 2
@@ -103,9 +105,7 @@ def serve(spec: EngineSpec, *, local: bool) -> Iterator[EngineSpec]:
             if not local:  # a Ray of our own goes with this process, engines and all
                 held.enter_context(keeper.kept(spec.name))
             held.callback(ray_serve.delete, spec.name)
-            app = application(spec, lingers_s=_LINGERS_S)
-            with failures.told(spec.name, spec.config.model):
-                ray_serve.run(app, name=spec.name, route_prefix=f"/{spec.name}")
+            _deploy(spec)
         yield spec
 
 
@@ -120,11 +120,41 @@ def located(spec: EngineSpec, *, local: bool) -> EngineSpec:
     return replace(spec, host=host, port=port)
 
 
+def _deploy(spec: EngineSpec) -> None:
+    """Start the application, and wait until it answers.
+
+    `ray.serve.run` would wait for ever for one that is given up meanwhile.
+    """
+    from ray import serve as ray_serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ApplicationStatus
+
+    app, model = application(spec, lingers_s=_LINGERS_S), spec.config.model
+    target = ray_serve.RunTarget(app, name=spec.name, route_prefix=f"/{spec.name}")
+    ray_serve.run_many([target], wait_for_applications_running=False)
+    while True:
+        there = ray_serve.status().applications.get(spec.name)
+        if there is None or there.status == ApplicationStatus.DELETING:
+            raise EngineError(f"the engine of {model} was given up while it started")
+        if there.status == ApplicationStatus.DEPLOY_FAILED:
+            raise failures.raised([one.message for one in there.deployments.values()], model)
+        if there.status == ApplicationStatus.RUNNING:
+            break
+        time.sleep(_LOOK_S)
+    _get_global_client().wait_for_proxies_serving()
+
+
 def give_up(spec: EngineSpec) -> None:
-    """End an engine that another thread is starting."""
+    """End an engine that another thread is starting, whose `serve` then fails."""
+    import ray
     from ray import serve as ray_serve
 
-    ray_serve.delete(spec.name)
+    ray_serve.delete(spec.name, _blocking=False)
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(f"SERVE_REPLICA::{spec.name}#"):
+            # While it starts it hears nothing, and Ray Serve would wait for it for 20 s.
+            with suppress(ValueError):  # it has just ended
+                ray.kill(ray.get_actor(**actor))
 
 
 def stop_if_idle() -> None:

@@ -1,7 +1,7 @@
 """Why an engine did not start, in one sentence.
 
 vLLM's exception only says that one of its processes failed, and Ray Serve's only that a deployment
-did. In the replica, `explained` finds what that process wrote; in the driver, `told` finds what
+did. In the replica, `explained` finds what that process wrote; in the driver, `raised` finds what
 the replica raised.
 """
 
@@ -45,34 +45,22 @@ def explained() -> Iterator[None]:
         raise EngineError(f"{why[:_MOST]}{more}") from error
 
 
-@contextmanager
-def told(application: str, model: str) -> Iterator[None]:
-    """Raise what a replica of the application raised where Serve says that it was not deployed.
-
-    Raises:
-        EngineError: Why the engine of the model did not start.
-        ClusterError: A node that joined late has other versions than the driver.
-    """
-    from ray import serve
-
-    try:
-        yield
-    except RuntimeError:
-        there = serve.status().applications.get(application)  # none if it was given up
-        deployments = there.deployments.values() if there else ()
-        if error := raised((one.message for one in deployments if one.message), model):
-            raise error from None
-        raise
-
-
 def first_error(output: str) -> str:
     """The first exception that vLLM logged as an error: those after it are its consequences."""
     found = _LOGGED.search(_COLOURS.sub("", output))
     return found.group(1) if found else ""
 
 
-def raised(messages: Iterable[str], model: str) -> FlywheelError | None:
-    """The error that ends one of Serve's messages, which quote a replica's traceback."""
+def raised(messages: Iterable[str], model: str) -> FlywheelError:
+    """What kept a model's engine from starting: the error that ends one of Serve's messages.
+
+    Args:
+        messages: Of its deployments; that of one that failed quotes its replica's traceback.
+        model: Whose engine it is.
+
+    Returns:
+        An `EngineError`; a `ClusterError` where that is what the replica raised.
+    """
     for message in messages:
         lines = _COLOURS.sub("", message).strip().splitlines()
         if found := _RAISED.fullmatch(lines[-1].strip()) if lines else None:
@@ -81,7 +69,7 @@ def raised(messages: Iterable[str], model: str) -> FlywheelError | None:
                 return ClusterError(why)
             why = why if kind == EngineError.__name__ else f"{kind}: {why}"
             return EngineError(f"the engine of {model} did not start: {why}")
-    return None
+    return EngineError(f"the engine of {model} did not start, and Ray Serve does not say why")
 
 
 def _outputs() -> list[Path]:

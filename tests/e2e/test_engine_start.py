@@ -1,13 +1,15 @@
-"""An engine that does not start: its trials fail with vLLM's reason, the others are ranked."""
+"""Engines that do not start, and runs that are stopped while one does."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from recovery import told
@@ -30,29 +32,33 @@ def run(file: Path, *more: str) -> tuple[dict[str, Json], str]:
     return {row["result"]["trial"]["candidate"]: row["result"] for row in rows}, done.stderr
 
 
-def test_its_trials_fail_with_the_reason_and_a_resumed_run_tries_them_again(
+def experiment(folder: Path, name: str, *candidates: Json) -> Path:
+    write_sample_logs(folder / "logs", 300)
+    told: Json = {
+        "name": name,
+        "logs": str(folder / "logs"),
+        "workload": ROUTER,
+        "storage": str(folder / "storage"),
+        "dataset": {"eval_size": EVAL_SIZE},
+        "candidates": list(candidates),
+        "methods": {"base": {}},
+        "judge": None,
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(told))
+    return file
+
+
+def test_an_engine_that_does_not_start_fails_its_trials_alone_until_it_is_mended(
     tmp_path: Path,
 ) -> None:
-    write_sample_logs(tmp_path / "logs", 300)
     weights = tiny_model(tmp_path / "tiny") / "model.safetensors"
-    whole = weights.read_bytes()
+    good = weights.read_bytes()
     weights.write_bytes(b"no weights at all")
     with FakeEndpoint(lambda body: tool_reply("track_order", {"order_id": "MM-1"})) as fake:
-        experiment: Json = {
-            "name": "broken",
-            "logs": str(tmp_path / "logs"),
-            "workload": ROUTER,
-            "storage": str(tmp_path / "storage"),
-            "dataset": {"eval_size": EVAL_SIZE},
-            "candidates": [
-                {"name": "broken", "model": str(weights.parent)},
-                {"name": "whole", "model": "m", "endpoint": fake.url},
-            ],
-            "methods": {"base": {}},
-            "judge": None,
-        }
-        file = tmp_path / "broken.yaml"
-        file.write_text(yaml.safe_dump(experiment))
+        broken = {"name": "broken", "model": str(weights.parent)}
+        whole = {"name": "whole", "model": "m", "endpoint": fake.url}
+        file = experiment(tmp_path, "broken", broken, whole)
         results, said = run(file)
         assert results["whole"]["status"] == "succeeded"
         assert results["broken"]["status"] == "failed"
@@ -61,7 +67,7 @@ def test_its_trials_fail_with_the_reason_and_a_resumed_run_tries_them_again(
         assert "asctime" not in said  # what libraries would log of our own events
 
         asked = len(fake.requests)
-        weights.write_bytes(whole)
+        weights.write_bytes(good)
         mended = time.monotonic()
         results, _ = run(file, "--resume")
         fault = "An engine does not start: its weights cannot be read"
@@ -69,3 +75,23 @@ def test_its_trials_fail_with_the_reason_and_a_resumed_run_tries_them_again(
         assert {result["status"] for result in results.values()} == {"succeeded"}
         assert results["broken"]["metrics"]["function_name"]["n"] == EVAL_SIZE
         assert len(fake.requests) == asked == EVAL_SIZE
+
+
+def test_a_run_that_is_stopped_while_its_engine_starts_ends_soon(tmp_path: Path) -> None:
+    """It neither waits for the engine nor for Ray Serve's patience with it."""
+    file = experiment(tmp_path, "stopped", {"model": str(tiny_model(tmp_path / "tiny"))})
+    command = [sys.executable, "-m", "flywheel", "run", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = iter(process.stderr)
+        assert any("starting the engine" in line for line in said)
+        time.sleep(5)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        at = time.monotonic()
+        rest = "".join(said)
+        assert process.wait() == 130
+    assert time.monotonic() - at < 45
+    assert rest.endswith("the same command with --resume goes on from here\n")
+    _, left = psutil.wait_procs(started, timeout=10)
+    assert left == []
