@@ -78,6 +78,19 @@ cli.main()
     assert done.stdout.splitlines() == [__version__, "left alone: True"]
 
 
+def test_ctrl_c_while_the_program_is_still_being_imported_is_no_traceback() -> None:
+    script = """
+import os, signal, threading
+from flywheel.__main__ import main
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def write(path: Path, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump({**GOOD, **changes}))
     return path
