@@ -61,7 +61,10 @@ except (ClusterError, EngineError) as error:
     ("what", "said"),
     [
         ("logged", "EngineError SafetensorError: header: bad (all it wrote: {} on "),
-        ("silent", "EngineError RuntimeError: Engine core initialization failed. (all it wrote: "),
+        (
+            "silent",
+            "EngineError RuntimeError: Engine core initialization failed. See root cause above. (",
+        ),
         ("ours", "ClusterError our own"),
     ],
 )

@@ -39,7 +39,7 @@ def explained() -> Iterator[None]:
     except Exception as error:
         logged = {path: first_error(_since(path, start)) for path, start in outputs.items()}
         path, why = next(((path, why) for path, why in logged.items() if why), (None, ""))
-        why = why or f"{type(error).__name__}: {_first_line(str(error))}"
+        why = why or f"{type(error).__name__}: {' '.join(str(error).split())}"
         path = path or next(iter(outputs), None)
         more = f" (all it wrote: {path} on {socket.gethostname()})" if path else ""
         raise EngineError(f"{why[:_MOST]}{more}") from error
@@ -88,7 +88,3 @@ def _since(path: Path, start: int) -> str:
         file.seek(start)
         return file.read(_LOOKED_AT).decode(errors="replace")
     return ""
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "without a word"
