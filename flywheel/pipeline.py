@@ -29,7 +29,7 @@ from flywheel.budget import Budget
 from flywheel.cluster import connect
 from flywheel.config import Experiment
 from flywheel.datasets import Manifest
-from flywheel.errors import FlywheelError, Interrupted, StorageError
+from flywheel.errors import EngineError, FlywheelError, Interrupted, StorageError
 from flywheel.folders import Desk
 from flywheel.leaderboard import Leaderboard
 from flywheel.monitor import Monitor
@@ -139,6 +139,8 @@ class _Run:
         except FlywheelError as error:
             if not self._end("failed", str(error)):
                 raise StorageError(f"{error}; {_RESUME}") from error
+            if isinstance(error, EngineError):  # a judge's; what was answered is kept
+                raise EngineError(f"{error}; {_RESUME}") from error
             raise
 
     def _turn(self, session: Session, references: References | None) -> Outcome:
