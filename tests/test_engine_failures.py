@@ -12,6 +12,7 @@ from flywheel.errors import ClusterError, EngineError
 from flywheel.serving.failures import explained, first_error, raised
 
 OUTPUT = """\
+(MainProcess pid=0) ERROR 11-29 06:30:21 [hf.py:505] AttributeError: of no consequence
 (EngineCore pid=1) INFO 11-29 06:30:22 [core.py:120] Initializing a V1 LLM engine
 (Worker pid=2) WARNING 11-29 06:30:30 [x.py:1] ValueError: this is only a warning
 (Worker pid=2) ERROR 11-29 06:30:35 [executor.py:953] WorkerProc failed to start.

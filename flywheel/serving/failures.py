@@ -20,7 +20,12 @@ _LOOKED_AT = 4 * 2**20
 _MOST = 500
 """Characters of a reason."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_LOGGED = re.compile(r"ERROR [\d-]+ [\d:]+ \[[^\]]*\] (?:\w+\.)*(\w*(?:Error|Exception)\w*: .*\S)")
+_LOGGED = re.compile(
+    r"^(?!\(MainProcess ).*?ERROR [\d-]+ [\d:]+ \[[^\]]*\] "
+    r"(?:\w+\.)*(\w*(?:Error|Exception)\w*: .*\S)",
+    re.MULTILINE,
+)
+"""What the replica's own process logs as an error need be none, and what is one it raises."""
 _RAISED = re.compile(r"(?:[\w.]+\.)?(\w+): (.*)")
 
 
@@ -46,7 +51,7 @@ def explained() -> Iterator[None]:
 
 
 def first_error(output: str) -> str:
-    """The first exception that vLLM logged as an error: those after it are its consequences."""
+    """The first exception that vLLM's processes logged: those after it are its consequences."""
     found = _LOGGED.search(_COLOURS.sub("", output))
     return found.group(1) if found else ""
 
